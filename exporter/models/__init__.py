@@ -1,0 +1,39 @@
+"""Model families: one line each in ``FAMILIES``; nothing here needs torch until something is traced."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from ..errors import ConfigError
+from ..plan import files
+from ..plan.config import ModelConfig
+from . import deepseek
+
+FAMILIES: dict[str, ModuleType] = {"deepseek_v2": deepseek, "deepseek_v3": deepseek}
+"""config.json's ``model_type`` → the module with ``read_config``, ``KEYS`` and ``UNUSED``."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Hugging Face folder whose config.json was understood."""
+
+    folder: Path
+    config: ModelConfig
+
+
+def read_model(folder: Path) -> Model:
+    """Read ``folder/config.json`` (or the file itself, when one is given).
+
+    :raises ConfigError: absent, broken, or of an architecture that is not in ``FAMILIES``.
+    """
+    path = folder if folder.is_file() else folder / "config.json"
+    raw = files.read_json(path, ConfigError)
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds a {type(raw).__name__}, where an object is expected.")
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise ConfigError(f"{path} has model_type {family!r}.", hint=f"Known are {', '.join(sorted(FAMILIES))}.")
+    try:
+        return Model(path.parent, FAMILIES[family].read_config(raw, family))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}", error.hint) from None

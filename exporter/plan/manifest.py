@@ -1,0 +1,229 @@
+"""The records written beside the artefacts: docs/formats.md is their law, this module their types."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import LoadError
+from . import files
+from .config import ModelConfig
+from .parallel import Plan, Shard
+from .schedule import Step
+from .signature import Signature
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What a file was when its manifest was written."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which checkpoint was read."""
+
+    name: str
+    """The folder's name, for people; never compared."""
+    fingerprint: str | None
+    """sha256 over every tensor's name, dtype, shape and content sample; None when only config.json was read."""
+    tensors: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """One way to run a rank: its steps and the graphs that they launch, by name."""
+
+    steps: tuple[Step, ...]
+    graphs: dict[str, str]
+    """Launch name → file name, beside the manifest."""
+    signatures: dict[str, Signature]
+    """Launch name → signature."""
+
+
+@dataclass(frozen=True)
+class GraphsRank:
+    """``graphs/rank-NN/manifest.json``: one rank's portable graphs and weights."""
+
+    rank: int
+    plan: Plan
+    plan_hash: str
+    config: ModelConfig
+    shard: Shard
+    source: Source
+    precision: str
+    attention: str
+    """``absorbed`` or ``naive``."""
+    whole: Assembly
+    """One graph for the rank, collectives inside."""
+    segments: Assembly
+    """Graphs cut at the collectives."""
+    weights: str | None
+    """The weights' file name; None after ``--graphs-only``."""
+    files: dict[str, FileStamp]
+    request: str
+    """Digest of everything that decided the output: an equal request is not carried out twice."""
+    tools: dict[str, str]
+    kind: str = "graphs-rank"
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What became of one custom op: the rewrite chosen, and why the ones before it declined."""
+
+    node: str
+    op: str
+    chosen: str
+    refused: dict[str, str] = field(default_factory=dict)
+    """Rewrite → reason."""
+
+
+@dataclass(frozen=True)
+class EngineRank:
+    """``engines/<backend>/rank-NN/manifest.json``: one rank's engines."""
+
+    backend: str
+    rank: int
+    plan: Plan
+    plan_hash: str
+    config: ModelConfig
+    shard: Shard
+    source: Source
+    precision: str
+    attention: str
+    graphs: str
+    """Digest of the graphs' rank manifest: what these engines were built from."""
+    max_context: int
+    max_batch: int
+    assembly: Assembly
+    options: dict[str, Any]
+    """What the backend's sessions are opened with."""
+    lowerings: tuple[Lowering, ...]
+    refusals: dict[str, str]
+    """What the backend would not do → its reason."""
+    files: dict[str, FileStamp]
+    request: str
+    tools: dict[str, str]
+    kind: str = "engine-rank"
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class RankSet:
+    """``manifest.json`` above the ranks: derived from theirs, recomputed by loaders."""
+
+    kind: str
+    """``graphs`` or ``engines``."""
+    plan: Plan
+    plan_hash: str
+    fingerprint: str | None
+    backend: str | None
+    ranks: dict[str, str]
+    """Rank folder → sha256 of its manifest."""
+    files: dict[str, FileStamp]
+    """Files that all ranks share: the tokenizer."""
+    complete: bool
+    """All ranks of the plan are here."""
+    version: int = 1
+
+
+Rank = TypeVar("Rank", GraphsRank, EngineRank)
+
+
+def plan_hash(config: ModelConfig, plan: Plan) -> str:
+    """Equal for the ranks that may work together."""
+    return files.digest({"config": config, "plan": plan})
+
+
+def rank_folder(rank: int) -> str:
+    return f"rank-{rank:02d}"
+
+
+def stamp(path: Path) -> FileStamp:
+    return FileStamp(path.stat().st_size, files.sha256_file(path))
+
+
+def read_ranks(kind: type[Rank], folder: Path) -> dict[int, Rank]:
+    """The rank manifests that are in ``folder``, by rank; a rank without one is not whole and is left out."""
+    found = {}
+    for path in sorted(folder.glob(f"rank-*/{MANIFEST}")):
+        record = files.read_record(kind, path)
+        if path.parent.name != rank_folder(record.rank):
+            raise LoadError(f"{path} is of rank {record.rank}, but lies in {path.parent.name}.", hint="Folders of ranks must not be renamed.")
+        found[record.rank] = record
+    return found
+
+
+def require_set(ranks: dict[int, Rank], folder: Path) -> None:
+    """Refuse a set that lacks ranks or whose ranks were not made for each other."""
+    if not ranks:
+        raise LoadError(f"{folder} holds no finished rank (no rank-*/{MANIFEST}).", hint="Give the folder that `moetrt export` or `moetrt build` wrote.")
+    first = next(iter(ranks.values()))
+    for rank, record in ranks.items():
+        for what, mine, other in _identity(record, first):
+            if mine != other:
+                raise LoadError(
+                    f"{folder / rank_folder(rank)} is of another {what} than {rank_folder(first.rank)}: {_short(mine)}, not {_short(other)}.",
+                    hint="Ranks of one set must come from one checkpoint and one plan; make the odd rank again with --rank.",
+                )
+    missing = sorted(set(range(first.plan.ranks)) - set(ranks))
+    if missing:
+        raise LoadError(
+            f"{folder} has {len(ranks)} of the {first.plan.ranks} ranks of its plan; {rank_folder(missing[0])} is missing or unfinished.",
+            hint=f"Make it with --rank {missing[0]}.",
+        )
+
+
+def _identity(record: Rank, first: Rank) -> Iterable[tuple[str, Any, Any]]:
+    names = {"plan": "plan_hash", "precision": "precision", "attention form": "attention"}
+    if isinstance(record, EngineRank):
+        names |= {"backend": "backend", "--max-context": "max_context", "--max-batch": "max_batch"}
+    for what, name in names.items():
+        yield what, getattr(record, name), getattr(first, name)
+    yield "checkpoint", record.source.fingerprint, first.source.fingerprint
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def check_files(folder: Path, stamps: dict[str, FileStamp], verify: bool = False) -> None:
+    """Refuse files that are absent or whose size (or, with ``verify``, hash) is not the stamped one."""
+    for name, wanted in stamps.items():
+        path = folder / name
+        if not path.is_file():
+            raise LoadError(f"{path} is missing.", hint=f"Make {folder} again; its manifest lists the file.")
+        size = path.stat().st_size
+        if size != wanted.bytes:
+            raise LoadError(f"{path} has {size} bytes, its manifest says {wanted.bytes}.", hint=f"The file is damaged or stale; make {folder} again.")
+        if verify and files.sha256_file(path) != wanted.sha256:
+            raise LoadError(f"{path} does not have the sha256 in its manifest.", hint=f"The file was changed; make {folder} again.")
+
+
+def write_set(kind: str, record: type[Rank], folder: Path, shared: dict[str, FileStamp]) -> RankSet:
+    """Write ``folder``'s manifest anew from the rank manifests in it."""
+    ranks = read_ranks(record, folder)
+    first = next(iter(ranks.values()))
+    summary = RankSet(
+        kind=kind,
+        plan=first.plan,
+        plan_hash=first.plan_hash,
+        fingerprint=first.source.fingerprint,
+        backend=getattr(first, "backend", None),
+        ranks={rank_folder(rank): _manifest_hash(folder, rank) for rank in sorted(ranks)},
+        files=shared,
+        complete=set(ranks) == set(range(first.plan.ranks)),
+    )
+    files.write_record(folder / MANIFEST, summary)
+    return summary
+
+
+def _manifest_hash(folder: Path, rank: int) -> str:
+    return hashlib.sha256((folder / rank_folder(rank) / MANIFEST).read_bytes()).hexdigest()
