@@ -1,11 +1,13 @@
 """DeepSeek-V2, V2-Lite, V3 and R1: their config.json, their checkpoint keys, their segments."""
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 from ..checkpoint.keys import Key, Unused
 from ..errors import ConfigError
 from ..plan.config import ModelConfig, Routing, Yarn
+from ..plan.parallel import Shard
 
 KEYS = (
     Key("model.embed_tokens.weight", "embed.weight", "embed.weight", lambda c: (c.vocab, c.hidden), "rows"),
@@ -141,13 +143,15 @@ def _yarn(raw: dict[str, Any]) -> Yarn | None:
         raise ConfigError(f"rope type is {kind!r}; 'default' and 'yarn' are supported.")
     if rope.get("truncate") is False:
         raise ConfigError("rope_scaling.truncate is false; the YaRN of the released models rounds its correction range.")
+    if rope.get("attention_factor") is not None:
+        raise ConfigError("rope_scaling.attention_factor is set; the released models derive it from mscale and mscale_all_dim.")
     original = rope.get("original_max_position_embeddings", raw.get("max_position_embeddings"))
     return Yarn(
         factor=_number(rope, "factor"),
         original_positions=_count({"original_max_position_embeddings": original}, "original_max_position_embeddings"),
         beta_fast=_number(rope, "beta_fast", 32.0),
         beta_slow=_number(rope, "beta_slow", 1.0),
-        mscale=_number(rope, "mscale", 1.0),
+        mscale=_number(rope, "mscale", 0.0),
         mscale_all_dim=_number(rope, "mscale_all_dim", 0.0),
     )
 
@@ -201,3 +205,23 @@ def _ids(value: Any) -> tuple[int, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list) else (value,)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of the model between two collectives."""
+
+    kind: str
+    """``embed``, ``attention``, ``dense_ffn``, ``moe_ffn`` or ``head``: which template it is made from."""
+    name: str
+    """``layers.3.attention``: the prefix of its tensors and values."""
+    layer: int | None = None
+
+
+def segments(config: ModelConfig, shard: Shard) -> tuple[Segment, ...]:
+    """The segments of ``shard``'s stage, in the order they run."""
+    found = [Segment("embed", "embed")] if shard.first else []
+    for layer in shard.layers:
+        kinds = ("attention", "dense_ffn" if config.is_dense(layer) else "moe_ffn")
+        found += [Segment(kind, f"layers.{layer}.{kind}", layer) for kind in kinds]
+    return (*found, Segment("head", "head")) if shard.last else tuple(found)

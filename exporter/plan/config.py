@@ -15,7 +15,7 @@ class Yarn:
     """Positions of the context that was trained before extension."""
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    mscale: float = 1.0
+    mscale: float = 0.0
     mscale_all_dim: float = 0.0
 
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import types
 import typing
 from collections.abc import Iterator
@@ -160,3 +161,23 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_record(path: Path, record: Any) -> None:
     write_bytes(path, dump(record))
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill; it takes the place of ``path`` when the block ends well, and is removed otherwise."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        for stale in path.parent.glob(f".{path.name}.*.partial"):
+            shutil.rmtree(stale)
+        partial.mkdir(parents=True)
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(partial, path)
+    except OSError as cause:
+        raise ExportError(
+            f"cannot write {path}: {cause.strerror or cause}.", hint="Choose an --output folder that is writable and has room; `moetrt plan` states the bytes."
+        ) from cause
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -50,6 +50,8 @@ class Shard:
     rank: int
     stage: int
     tensor_rank: int
+    tensor_ranks: int
+    """How many ranks share this stage's tensors."""
     layers: Range
     heads: Range
     experts: Range
@@ -77,6 +79,7 @@ def shard(config: ModelConfig, plan: Plan, rank: int) -> Shard:
         rank=rank,
         stage=stage,
         tensor_rank=tensor_rank,
+        tensor_ranks=plan.tensor,
         layers=share(config.layers, plan.pipeline, stage),
         heads=share(config.heads, plan.tensor, tensor_rank),
         experts=share(config.experts, plan.tensor, tensor_rank),

@@ -1,0 +1,58 @@
+"""Where each tensor lies in a weights file, known before a byte is written (docs/formats.md, "weights.safetensors")."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+PAGE = 4096
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1, "I64": 8}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One tensor's place in the file."""
+
+    name: str
+    dtype: str
+    """As safetensors names it: ``F32``, ``BF16``, …"""
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the start of the file: what ONNX external data asks for."""
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    header: bytes
+    """Length prefix, JSON and padding: the file's first bytes."""
+    tensors: tuple[Placed, ...]
+    total_bytes: int
+
+
+def layout(tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> Layout:
+    """Page-aligned places for ``(name, dtype, shape)`` in the order given.
+
+    The format forbids gaps, so each gap is a ``U8`` tensor of its own, ``__pad.{n}``.
+    """
+    entries, position = [], 0
+    for number, (name, dtype, shape) in enumerate(tensors):
+        size = prod(shape) * ITEM_BYTES[dtype]
+        entries.append((name, dtype, shape, position, size))
+        position += size
+        gap = -position % PAGE
+        if gap:
+            entries.append((f"__pad.{number}", "U8", (gap,), position, gap))
+            position += gap
+    header = _header(entries)
+    placed = tuple(
+        Placed(name, dtype, tuple(shape), len(header) + offset, size) for name, dtype, shape, offset, size in entries if not name.startswith("__pad.")
+    )
+    return Layout(header, placed, len(header) + position)
+
+
+def _header(entries: list[tuple[str, str, tuple[int, ...], int, int]]) -> bytes:
+    table = {name: {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]} for name, dtype, shape, at, size in entries}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % PAGE)
+    return len(text).to_bytes(8, "little") + text
