@@ -1,0 +1,82 @@
+"""Portable graphs become lowered ones: made for one backend, with no node of our domain left.
+
+For each custom op, the first rewrite in ``LOWERINGS`` that does not refuse is taken; refusals have reasons, which the
+engine's manifest keeps.
+"""
+
+from typing import TYPE_CHECKING
+
+from ..errors import BuildError
+from ..ops import DOMAIN
+from ..plan.capabilities import Capabilities
+from ..plan.manifest import Lowering
+from .dist_collective import DIST_COLLECTIVE
+from .identity import IDENTITY
+from .inline import INLINE
+from .moe_ort import MOE_ORT
+from .rewrite import Context, Lowerer, Refusal, Replacement
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["LOWERINGS", "Context", "Lowerer", "Refusal", "Replacement", "lower"]
+
+LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
+    "Route": (INLINE,),
+    "Experts": (MOE_ORT, INLINE),
+    # Never inlined: a rank's body sees one rank, and an engine of several would be wrong in silence.
+    "AllReduce": (IDENTITY, DIST_COLLECTIVE),
+    "AllGather": (IDENTITY, DIST_COLLECTIVE),
+}
+"""Op → its rewrites, the preferred first."""
+
+
+def lower(model: "onnx.ModelProto", capabilities: Capabilities) -> "tuple[onnx.ModelProto, tuple[Lowering, ...]]":
+    """The model for one backend, and what became of each custom op. ``model`` itself is left as it is.
+
+    :raises BuildError: every rewrite of a node refused.
+    """
+    import onnx
+
+    context = Context(model.graph, capabilities)
+    records, domains, names = [], {}, {}
+    lowered = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name, metadata_props=model.metadata_props)
+    graph = lowered.graph
+    graph.CopyFrom(model.graph)
+    del graph.node[:]
+    for node in model.graph.node:
+        replacement, record = _replace(node, context)
+        records += [record] if record else []
+        domains |= replacement.domains
+        graph.initializer.extend(replacement.initializers)
+        graph.node.extend(_numbered(made, names) for made in replacement.nodes)
+    opsets = {entry.domain: entry.version for entry in model.opset_import if entry.domain != DOMAIN} | domains
+    for domain, version in opsets.items():
+        lowered.opset_import.add(domain=domain, version=version)
+    return lowered, tuple(records)
+
+
+def _replace(node: "onnx.NodeProto", context: Context) -> tuple[Replacement, Lowering | None]:
+    if node.domain != DOMAIN:
+        return Replacement((node,)), None
+    refused = {}
+    for lowerer in LOWERINGS.get(node.op_type, ()):
+        refusal = lowerer.refuses(node, context)
+        if refusal is None:
+            return lowerer.rewrite(node, context), Lowering(node.name, node.op_type, lowerer.name, refused)
+        refused[lowerer.name] = refusal.reason
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "it is no op of this moetrt"
+    raise BuildError(
+        f"{context.capabilities.backend} cannot run {node.op_type} ({node.name}). {reasons}.",
+        hint="Build the segments' assembly where graphs must not hold collectives, or choose another --backend.",
+    )
+
+
+def _numbered(node: "onnx.NodeProto", seen: dict[str, int]) -> "onnx.NodeProto":
+    """Node names are unique: the second of a name gets ``_1``."""
+    name, number = node.name, seen.get(node.name, -1) + 1
+    seen[name] = number
+    if number:
+        node.name = f"{name}_{number}"
+        seen.setdefault(node.name, 0)
+    return node

@@ -1,0 +1,107 @@
+"""The contract of a lowering: it refuses a node with a reason, or says what stands in the node's place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from ..ops import DOMAIN, attributes_of
+from ..plan.capabilities import Capabilities
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a rewrite declines a node."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """What stands in a node's place: it makes the node's outputs, under their names."""
+
+    nodes: "tuple[onnx.NodeProto, ...]"
+    initializers: "tuple[onnx.TensorProto, ...]" = ()
+    domains: dict[str, int] = field(default_factory=dict)
+    """Domain → version, of the ops that it uses beside the standard ones."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """What is known of a value before shapes are inferred: ``None`` for what is not."""
+
+    dtype: int | None
+    """As ``onnx.TensorProto`` counts them."""
+    shape: tuple[int | str | None, ...] | None
+
+
+UNKNOWN = Value(None, None)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a rewrite may look at beside its node."""
+
+    graph: "onnx.GraphProto"
+    capabilities: Capabilities
+
+    @cached_property
+    def values(self) -> dict[str, Value]:
+        """Declared values of the graph, and the outputs of custom ops as far as their attributes tell."""
+        found = {}
+        for node in self.graph.node:
+            if node.domain == DOMAIN and node.op_type == "Route":
+                shape = (None, attributes_of(node)["top_k"])
+                found |= {name: Value(None, shape) for name in node.output}
+        for value in (*self.graph.input, *self.graph.value_info, *self.graph.output):
+            kind = value.type.tensor_type
+            dims = tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim) if kind.HasField("shape") else None
+            found[value.name] = Value(kind.elem_type, dims)
+        return found | {tensor.name: Value(tensor.data_type, tuple(tensor.dims)) for tensor in self.graph.initializer}
+
+    def value(self, name: str) -> Value:
+        return self.values.get(name, UNKNOWN)
+
+
+Refuses = Callable[["onnx.NodeProto", Context], Refusal | None]
+Rewrite = Callable[["onnx.NodeProto", Context], Replacement]
+
+
+@dataclass(frozen=True)
+class Lowerer:
+    """One rewrite: its name in manifests, and its two halves. ``rewrite`` is called only where ``refuses`` gives None."""
+
+    name: str
+    refuses: Refuses
+    rewrite: Rewrite
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Names under a node: nodes ``/layers.3/moe_ffn/experts/MatMul``, values ``layers.3/moe_ffn/experts/h``."""
+
+    path: str
+
+    def node(self, op_type: str) -> str:
+        return f"{self.path}/{op_type}"
+
+    def value(self, name: str) -> str:
+        return f"{self.path[1:]}/{name}"
+
+
+def scope_of(node: "onnx.NodeProto") -> Scope:
+    """The scope that a node's replacement lives in: its path, its op's name in small letters last.
+
+    ``/layers.3/moe_ffn/experts/Experts`` → ``/layers.3/moe_ffn/experts``; ``/layers.3/moe_ffn/Route`` →
+    ``/layers.3/moe_ffn/route``; ``Route_1`` keeps its number.
+    """
+    parent, _, last = node.name.rpartition("/")
+    op, numbered = node.op_type.lower(), last.removeprefix(node.op_type)
+    if parent.rpartition("/")[2] == op and not numbered:
+        return Scope(parent)
+    return Scope(f"{parent}/{op}{numbered}" if last.startswith(node.op_type) else node.name or f"/{op}")
+
+

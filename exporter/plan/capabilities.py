@@ -1,0 +1,24 @@
+"""What a backend can do, as data: planning, lowering and help need none of them installed."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """One backend's abilities. The values stand in ``engines/backends``, one per backend."""
+
+    backend: str
+    kernels: frozenset[str]
+    """Ops beyond the standard that it runs, ``domain.Op``."""
+    dtypes: frozenset[str]
+    """Precisions that it computes in: ``fp32``, ``fp16``, ``bf16``."""
+    collectives_inside: bool
+    """Its graphs may hold collectives; else graphs are cut there and the chain performs them."""
+    needs_gpu_to_run: bool
+    extra: str
+    """What to install: ``pip install 'moetrt[<extra>]'``."""
+    notes: tuple[str, ...] = ()
+    """What a user should know, one sentence each; ``inspect`` prints them."""
+
+    def has(self, kernel: str) -> bool:
+        return kernel in self.kernels

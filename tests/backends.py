@@ -1,0 +1,120 @@
+"""How the tests run one op or one small graph on each backend."""
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+from suites.ops import OpCase
+
+from exporter.ops import DOMAIN, OPS, OPSET, VERSION, bodies
+
+
+def case_model(case: OpCase, dynamic: bool = True) -> onnx.ModelProto:
+    """A graph of the case's single node, with its function body; tokens are symbolic, weights are initializers."""
+    op, arrays = OPS[case.op], case.inputs()
+    names = op.inputs[: len(arrays)]
+    fixed = {"bias", "gate_up", "down"}
+    node = helper.make_node(case.op, names, op.outputs, name="/op", domain=DOMAIN, **case.attributes)
+    graph = helper.make_graph(
+        [node],
+        "case",
+        [_value(name, array, dynamic) for name, array in zip(names, arrays, strict=True) if name not in fixed],
+        _outputs(case, arrays, dynamic),
+        [tensor(name, array) for name, array in zip(names, arrays, strict=True) if name in fixed],
+    )
+    return make_model(graph)
+
+
+def make_model(graph: onnx.GraphProto) -> onnx.ModelProto:
+    """A model of this graph, with the bodies of our ops and nothing else."""
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, VERSION)], ir_version=11)
+    model.functions.extend(bodies(graph.node))
+    return model
+
+
+def tensor(name: str, array: np.ndarray) -> onnx.TensorProto:
+    return helper.make_tensor(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array.tobytes(), raw=True)
+
+
+def _value(name: str, array: np.ndarray, dynamic: bool) -> onnx.ValueInfoProto:
+    shape = ("tokens", *array.shape[1:]) if dynamic else array.shape
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), shape)
+
+
+def _outputs(case: OpCase, arrays: tuple[np.ndarray, ...], dynamic: bool) -> list[onnx.ValueInfoProto]:
+    op = OPS[case.op]
+    shapes = op.shapes(*(("tokens", *array.shape[1:]) if dynamic else array.shape for array in arrays), **case.attributes)
+    kinds = [_output_type(case.op, name, arrays) for name in op.outputs]
+    return [helper.make_tensor_value_info(*value) for value in zip(op.outputs, kinds, shapes, strict=True)]
+
+
+def _output_type(op: str, name: str, arrays: tuple[np.ndarray, ...]) -> int:
+    if name == "experts":
+        return onnx.TensorProto.INT64
+    return onnx.TensorProto.FLOAT if op == "Route" else helper.np_dtype_to_tensor_dtype(arrays[0].dtype)
+
+
+def run_onnxruntime(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})
+
+
+def run_torch(case: OpCase) -> list[np.ndarray]:
+    """The case through ``torch.ops.moetrt``."""
+    import torch
+
+    from exporter.ops import torch_ops  # noqa: F401  (registers the ops)
+
+    names = {"Route": "route", "Experts": "experts", "AllReduce": "all_reduce", "AllGather": "all_gather"}
+    arrays = [to_torch(array) for array in case.inputs()]
+    arrays += [None] * (case.op == "Route" and len(arrays) == 1)
+    attributes = [value for key, value in case.attributes.items() if key != "axis"]
+    outputs = getattr(torch.ops.moetrt, names[case.op])(*arrays, *attributes)
+    return [from_torch(output) for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def to_torch(array: np.ndarray) -> Any:
+    import torch
+
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+def from_torch(value: Any) -> np.ndarray:
+    import torch
+
+    return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+
+
+@cache
+def tensorrt_rtx() -> tuple[Any, Any]:
+    """The module and the process's one logger, or a printed skip."""
+    import pytest
+
+    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt_rtx is not installed: pip install 'moetrt[tensorrt-rtx]'")
+    return trt, trt.Logger(trt.Logger.ERROR)
+
+
+def parse_errors(model: onnx.ModelProto) -> list[str]:
+    """What TensorRT-RTX's parser has against the model: nothing, if the list is empty."""
+    trt, logger = tensorrt_rtx()
+    network = trt.Builder(logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    parser.parse(model.SerializeToString())
+    return [parser.get_error(number).desc() for number in range(parser.num_errors)]
+
+
+def feeds_of(case: OpCase) -> dict[str, np.ndarray]:
+    return dict(zip(OPS[case.op].inputs, case.inputs(), strict=False))
+
+
+def as_list(outputs: np.ndarray | Iterable[np.ndarray]) -> list[np.ndarray]:
+    return [outputs] if isinstance(outputs, np.ndarray) else list(outputs)

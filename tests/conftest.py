@@ -1,0 +1,39 @@
+"""Fixtures shared by all tests: tiny checkpoints, written once a session and never changed (copy one to spoil it)."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import tiny  # noqa: E402  (beside this file)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``checkpoint(family, dtype="bf16")``: a folder, made on first asking."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def make(family: str, dtype: str = "bf16") -> Path:
+        if (family, dtype) not in made:
+            folder = tmp_path_factory.mktemp(f"{family}-{dtype}")
+            widths = tiny.FP8_WIDTHS if dtype == "fp8" else {}
+            if "noq" in family or "lite" in family:
+                widths = {name: value for name, value in widths.items() if name != "q_lora_rank"}
+            made[family, dtype] = tiny.write_checkpoint(folder, tiny.tiny_config(family, **widths), dtype=dtype)
+        return made[family, dtype]
+
+    return make
+
+
+@pytest.fixture
+def spoiled(checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """``spoiled(family, dtype)``: a private copy of a checkpoint, to be damaged."""
+
+    def copy(family: str = "v3", dtype: str = "bf16") -> Path:
+        return Path(shutil.copytree(checkpoint(family, dtype), tmp_path / "model"))
+
+    return copy

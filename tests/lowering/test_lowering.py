@@ -1,0 +1,185 @@
+"""Every lowering against the function body that it replaces, and what it refuses."""
+
+from dataclasses import replace
+
+import backends
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from suites.ops import CASES, EXPERT_CASES, Mixture, OpCase, random, sliced
+from tolerances import BY_DTYPE, LOG_ROUTING
+
+from exporter.errors import BuildError
+from exporter.lowering import LOWERINGS, lower
+from exporter.lowering.moe_ort import MOE_ORT
+from exporter.lowering.rewrite import Context, scope_of
+from exporter.ops import DOMAIN, OPS
+from exporter.plan.capabilities import Capabilities
+
+NOTHING = Capabilities("bare", frozenset(), frozenset({"fp32"}), False, False, "none")
+ORT = replace(NOTHING, backend="ort", kernels=frozenset({"com.microsoft.MoE"}))
+TENSORRT = replace(NOTHING, backend="tensorrt", kernels=frozenset({"trt.DistCollective"}), collectives_inside=True)
+
+runnable = [case for case in CASES if "bfloat16" not in case.name]
+
+
+def named(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    model.graph.node[0].name = name
+    return model
+
+
+@pytest.mark.parametrize("case", runnable, ids=lambda case: case.name)
+def test_inlined_body_equals_the_function(case: OpCase) -> None:
+    model = backends.case_model(case)
+    lowered, records = lower(model, NOTHING)
+    assert [record.chosen for record in records] == ["identity" if "all_" in case.name else "inline"]
+    assert not lowered.functions
+    assert all(node.domain == "" for node in lowered.graph.node)
+    for one, other in zip(*(backends.run_onnxruntime(it, backends.feeds_of(case)) for it in (lowered, model)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("case", [case for case in EXPERT_CASES if case in runnable], ids=lambda case: case.name)
+def test_moe_kernel_equals_the_function(case: OpCase) -> None:
+    model = backends.case_model(case)
+    lowered, (record,) = lower(model, ORT)
+    assert record.chosen == "moe_ort"
+    assert not record.refused
+    one, other = (backends.run_onnxruntime(it, backends.feeds_of(case))[0] for it in (lowered, model))
+    tolerance = LOG_ROUTING if one.dtype == np.float32 else BY_DTYPE["float16"]
+    np.testing.assert_allclose(np.float64(one), np.float64(other), tolerance.relative, tolerance.absolute)
+
+
+def test_moe_kernel_gives_exact_zeros_to_tokens_of_other_ranks() -> None:
+    case = sliced(Mixture(5), 4, 4, all_on=3)
+    lowered, _ = lower(backends.case_model(case), ORT)
+    assert not backends.run_onnxruntime(lowered, backends.feeds_of(case))[0].any()
+
+
+def test_moe_kernel_takes_large_and_vanishing_weights() -> None:
+    def inputs() -> tuple[np.ndarray, ...]:
+        x, chosen, weights, *rest = Mixture(17).inputs()
+        weights[:, 0], weights[:, 1], weights[:, 2] = 16, 1e-12, 0
+        return x, chosen, weights, *rest
+
+    case = OpCase("", "Experts", inputs, {"first_expert": 0})
+    lowered, _ = lower(backends.case_model(case), ORT)
+    wanted = OPS["Experts"].reference(*inputs(), first_expert=0)
+    got = backends.run_onnxruntime(lowered, backends.feeds_of(case))[0]
+    np.testing.assert_allclose(got / 16, wanted / 16, LOG_ROUTING.relative, LOG_ROUTING.absolute)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_lowered_parts_sum_to_the_whole(ranks: int) -> None:
+    mixture = Mixture(17)
+    count = mixture.experts // ranks
+    cases = [sliced(mixture, rank * count, count) for rank in range(ranks)]
+    parts = [backends.run_onnxruntime(lower(backends.case_model(case), ORT)[0], backends.feeds_of(case))[0] for case in cases]
+    np.testing.assert_allclose(sum(parts), OPS["Experts"].reference(*mixture.inputs(), first_expert=0), *_pair(LOG_ROUTING))
+
+
+def _pair(tolerance) -> tuple[float, float]:
+    return tolerance.relative, tolerance.absolute
+
+
+@pytest.mark.parametrize(
+    ("why", "change"),
+    [
+        ("no com.microsoft.MoE", {"capabilities": NOTHING}),
+        ("not BFLOAT16", {"dtype": "bfloat16"}),
+        ("local experts is not known", {"drop": "gate_up"}),
+        ("per token is not known", {"drop": "experts"}),
+    ],
+)
+def test_moe_kernel_refuses_with_a_reason(why: str, change: dict) -> None:
+    model = backends.case_model(sliced(Mixture(3, dtype=change.get("dtype", "float32")), 0, 8))
+    graph = model.graph
+    for values in (graph.initializer, graph.input):
+        kept = [value for value in values if value.name != change.get("drop")]
+        del values[:]
+        values.extend(kept)
+    refusal = MOE_ORT.refuses(graph.node[0], Context(graph, change.get("capabilities", ORT)))
+    assert why in refusal.reason
+
+
+def test_a_refusal_is_recorded_beside_the_choice() -> None:
+    _, (record,) = lower(named(backends.case_model(sliced(Mixture(3), 0, 8)), "/layers.3/moe_ffn/experts/Experts"), TENSORRT)
+    assert (record.node, record.op, record.chosen) == ("/layers.3/moe_ffn/experts/Experts", "Experts", "inline")
+    assert record.refused == {"moe_ort": "tensorrt has no com.microsoft.MoE"}
+
+
+def test_every_op_has_a_lowering_table() -> None:
+    assert set(LOWERINGS) == set(OPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "op", "scope"),
+    [
+        ("/layers.3/moe_ffn/experts/Experts", "Experts", "/layers.3/moe_ffn/experts"),
+        ("/layers.3/moe_ffn/Route", "Route", "/layers.3/moe_ffn/route"),
+        ("/layers.3/moe_ffn/Route_1", "Route", "/layers.3/moe_ffn/route_1"),
+        ("/op", "Route", "/op"),
+        ("", "Route", "/route"),
+    ],
+)
+def test_a_replacement_is_named_under_its_node(name: str, op: str, scope: str) -> None:
+    assert scope_of(helper.make_node(op, [], [], name=name)).path == scope
+
+
+def test_inlined_names_are_unique_and_under_the_node() -> None:
+    model = named(backends.case_model(sliced(Mixture(3), 0, 8)), "/layers.3/moe_ffn/experts/Experts")
+    graph = lower(model, NOTHING)[0].graph
+    names = [node.name for node in graph.node]
+    assert len(set(names)) == len(names)
+    assert "/layers.3/moe_ffn/experts/MatMul" in names
+    assert {output for node in graph.node for output in node.output} > {"y", "layers.3/moe_ffn/experts/h"}
+
+
+def collective_model(op: str, ranks: int, shape: tuple = ("batch", "tokens", 8)) -> onnx.ModelProto:
+    attributes = {"ranks": ranks} | ({"axis": -1} if op == "AllGather" else {})
+    node = helper.make_node(op, ["x"], ["y"], name=f"/head/{op}", domain=DOMAIN, **attributes)
+    inner = helper.make_node("Identity", ["x_in"], ["x"], name="/head/Identity")
+    out = (*shape[:-1], shape[-1] * ranks) if op == "AllGather" else shape
+    graph = helper.make_graph(
+        [inner, node],
+        "g",
+        [helper.make_tensor_value_info("x_in", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, out)],
+    )
+    return backends.make_model(graph)
+
+
+@pytest.mark.parametrize("ranks", [2, 8])
+@pytest.mark.parametrize("op", ["AllReduce", "AllGather"])
+def test_collectives_become_dist_collective_and_tensorrt_rtx_takes_it(op: str, ranks: int) -> None:
+    lowered, (record,) = lower(collective_model(op, ranks), TENSORRT)
+    assert record.chosen == "dist_collective"
+    assert record.refused == {"identity": f"{ranks} ranks take part"}
+    trt, logger = backends.tensorrt_rtx()
+    network = trt.Builder(logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse(lowered.SerializeToString()), [parser.get_error(number).desc() for number in range(parser.num_errors)]
+    assert tuple(network.get_output(0).shape) == (-1, -1, 8 * ranks if op == "AllGather" else 8)
+
+
+def test_a_gather_goes_to_the_front_and_back() -> None:
+    """The transposes alone, with a stand-in for the collective: the parts lie side by side on the last axis."""
+    lowered, _ = lower(collective_model("AllGather", 2, (2, 3, 8)), TENSORRT)
+    for node in lowered.graph.node:
+        if node.op_type == "DistCollective":
+            node.CopyFrom(helper.make_node("Concat", [node.input[0]] * 2, node.output, axis=0))
+    x = random(0, 2, 3, 8)
+    np.testing.assert_array_equal(backends.run_onnxruntime(lowered, {"x_in": x})[0], np.concatenate([x, x], axis=-1))
+
+
+def test_collectives_among_several_ranks_are_never_inlined() -> None:
+    with pytest.raises(BuildError, match=r"ort cannot run AllReduce \(/head/AllReduce\).*no trt.DistCollective"):
+        lower(collective_model("AllReduce", 2), ORT)
+
+
+def test_lowering_leaves_the_portable_model_as_it_is() -> None:
+    model = backends.case_model(sliced(Mixture(3), 0, 8))
+    before = model.SerializeToString(deterministic=True)
+    lower(model, ORT)
+    assert model.SerializeToString(deterministic=True) == before
