@@ -9,6 +9,7 @@ import onnx
 from onnx import helper
 from suites.ops import OpCase
 
+from exporter.errors import BuildError
 from exporter.ops import DOMAIN, OPS, OPSET, VERSION, bodies
 
 
@@ -99,17 +100,21 @@ def tensorrt_rtx() -> tuple[Any, Any]:
     """The module and the process's one logger, or a printed skip."""
     import pytest
 
-    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="tensorrt_rtx is not installed: pip install 'moetrt[tensorrt-rtx]'")
-    return trt, trt.Logger(trt.Logger.ERROR)
+    from engines.backends.tensorrt import library, log_of
+
+    try:
+        return library("tensorrt-rtx"), log_of("tensorrt-rtx")
+    except BuildError as error:
+        return pytest.skip(str(error))
 
 
-def parse_errors(model: onnx.ModelProto) -> list[str]:
-    """What TensorRT-RTX's parser has against the model: nothing, if the list is empty."""
+def parse(model: onnx.ModelProto) -> tuple[Any, list[str]]:
+    """TensorRT-RTX's network of the model, and what its parser has against it: nothing, if the list is empty."""
     trt, logger = tensorrt_rtx()
     network = trt.Builder(logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     parser.parse(model.SerializeToString())
-    return [parser.get_error(number).desc() for number in range(parser.num_errors)]
+    return network, [parser.get_error(number).desc() for number in range(parser.num_errors)]
 
 
 def feeds_of(case: OpCase) -> dict[str, np.ndarray]:

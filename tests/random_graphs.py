@@ -23,9 +23,9 @@ from exporter.trace import WEIGHTS
 
 
 def tiny_model(family: str) -> ModelConfig:
-    """The tiny configuration of a family (``tiny.FAMILIES``), as read."""
+    """The tiny configuration of a family (``tiny.FAMILIES``), as read; one dense layer and one of experts."""
     with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / "config.json").write_text(json.dumps(tiny.tiny_config(family)))
+        (Path(scratch) / "config.json").write_text(json.dumps(tiny.tiny_config(family, num_hidden_layers=2)))
         return read_model(Path(scratch)).config
 
 

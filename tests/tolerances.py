@@ -15,6 +15,7 @@ FLOAT32_ORDER = Tolerance(2e-6, 2e-6, "the same float32 sums in another order, o
 FLOAT16_STEPS = Tolerance(4e-3, 4e-3, "every intermediate rounded to float16 (2^-11), against one rounding at the end")
 BFLOAT16_STEPS = Tolerance(3e-2, 3e-2, "as for float16, with bfloat16's 2^-8")
 LOG_ROUTING = Tolerance(4e-6, 4e-6, "weights go through a logarithm and a softmax: some float32 roundings more")
+LOGITS = Tolerance(5e-6, 5e-6, "two layers of float32, both sides scaled to the largest value")
 
 BY_DTYPE = {"float32": FLOAT32_ORDER, "float16": FLOAT16_STEPS, "bfloat16": BFLOAT16_STEPS, "int64": EXACT}
 """The tolerance between two ways to compute an op in a dtype."""

@@ -1,0 +1,25 @@
+"""Engine backends by name. Looking one up needs nothing installed; loading one explains what is missing."""
+
+from exporter.errors import UsageError
+
+from .contract import Backend
+from .ort import ORT
+from .tensorrt import TENSORRT, TENSORRT_RTX
+
+BACKENDS: dict[str, Backend] = {backend.capabilities.backend: backend for backend in (ORT, TENSORRT, TENSORRT_RTX)}
+
+
+def find_backend(name: str) -> Backend:
+    if name not in BACKENDS:
+        raise UsageError(f"there is no backend {name!r}.", hint=f"Known are {', '.join(BACKENDS)}.")
+    return BACKENDS[name]
+
+
+def load_backend(name: str) -> Backend:
+    """The backend, its libraries imported.
+
+    :raises BuildError: a library cannot be imported; the message says what to install.
+    """
+    backend = find_backend(name)
+    backend.tools()
+    return backend

@@ -1,0 +1,56 @@
+"""What a backend is to those who build: capabilities as data, and a function that fills a rank's folder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from exporter.plan.capabilities import Capabilities
+from exporter.plan.manifest import Assembly, GraphsRank, Lowering
+
+Progress = Callable[[str, float], None]
+"""Called with what is being worked on and the part of it that is done, 0 to 1."""
+
+
+def silent(what: str, part: float) -> None:
+    """No progress."""
+
+
+@dataclass(frozen=True)
+class RankBuild:
+    """One rank to be built."""
+
+    source: Path
+    """The rank's folder of portable graphs."""
+    record: GraphsRank
+    folder: Path
+    """To be filled: the caller puts it in its place, with a manifest, when all went well."""
+    max_context: int
+    """Cache positions a row."""
+    max_batch: int
+    compute_capabilities: tuple[str, ...] = ()
+    """GPU generations to compile for, such as ``8.9``; the backend's default where none is given."""
+    progress: Progress = field(default=silent, compare=False)
+
+
+@dataclass(frozen=True)
+class RankEngines:
+    """What a backend made of a rank; its files lie in the folder."""
+
+    assembly: Assembly
+    options: dict[str, Any]
+    """What sessions are opened with, and what was built for."""
+    lowerings: tuple[Lowering, ...]
+    refusals: dict[str, str] = field(default_factory=dict)
+    """What the backend would not do → its reason."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend by its parts. Importing its module needs nothing installed; ``tools`` and ``build`` do."""
+
+    capabilities: Capabilities
+    tools: Callable[[], dict[str, str]]
+    """Versions of the libraries that build. :raises BuildError: they cannot be imported; says how to install them."""
+    build: Callable[[RankBuild], RankEngines]
+    takes_compute_capabilities: bool = False

@@ -1,0 +1,282 @@
+"""TensorRT and TensorRT-RTX, which share their API: one module builds for both, with or without a GPU at hand.
+
+TensorRT-RTX builds its plans on any machine; TensorRT wants the GPU that it builds for.
+"""
+
+import importlib
+import importlib.metadata
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import BuildError, UsageError
+from exporter.lowering import lower
+from exporter.plan import files
+from exporter.plan.capabilities import Capabilities
+from exporter.plan.manifest import Assembly, Lowering
+from exporter.plan.signature import BATCH, CONTEXT, SELECTED, TOKENS, Signature, Tensor
+
+from .contract import Backend, Progress, RankBuild, RankEngines
+
+if TYPE_CHECKING:
+    import onnx
+
+KERNELS = frozenset({"trt.DistCollective"})
+TENSORRT_CAPABILITIES = Capabilities(
+    backend="tensorrt",
+    kernels=KERNELS,
+    dtypes=frozenset({"fp32", "fp16", "bf16"}),
+    collectives_inside=True,
+    needs_gpu_to_run=True,
+    extra="tensorrt",
+    notes=("Engines run on the GPU generation that they were built on.",),
+)
+RTX_CAPABILITIES = replace(
+    TENSORRT_CAPABILITIES,
+    backend="tensorrt-rtx",
+    extra="tensorrt-rtx",
+    notes=("Plans are compiled for the GPU when they are first loaded; the generations are 8.0, 8.6, 8.9, 12.0 and 12.1.",),
+)
+MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+"""Backend → import names, the first that works."""
+USUAL_PREFILL = 128
+"""Tokens that the prefill profile is tuned for, where the context allows."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Lengths that an engine is built for: symbolic dimension → least, usual, most."""
+
+    name: str
+    lengths: dict[str, tuple[int, int, int]]
+
+
+def profiles(max_context: int, max_batch: int) -> tuple[Profile, ...]:
+    """One for prompts and one for single tokens.
+
+    Decode reaches to two tokens, though one is all it serves: a wholly static profile stores a second copy of the weights.
+    """
+    usual = min(USUAL_PREFILL, max_context)
+    fixed = {BATCH: (1, 1, max_batch), CONTEXT: (max_context,) * 3}
+    two = min(2, max_context)
+    return (
+        Profile("prefill", fixed | {TOKENS: (1, usual, max_context), SELECTED: (1, 1, max_context)}),
+        Profile("decode", fixed | {TOKENS: (1, 1, two), SELECTED: (1, 1, two)}),
+    )
+
+
+@cache
+def library(backend: str) -> ModuleType:
+    """The library's Python module: the one door to it.
+
+    :raises BuildError: it cannot be imported.
+    """
+    reason = None
+    for name in MODULES[backend]:
+        try:
+            return importlib.import_module(name)
+        except (ImportError, OSError) as cause:
+            reason = cause
+    raise BuildError(f"the backend {backend} needs its library, which cannot be imported: {reason}.", hint=f"pip install 'moetrt[{backend}]'") from reason
+
+
+@cache
+def log_of(backend: str) -> Any:
+    """The process's logger: the library keeps the first that it is given, so there is one."""
+    trt = library(backend)
+    kept = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
+
+    class Log(trt.ILogger):
+        """Keeps errors, and the compiler's list of layers."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.layers: str = ""
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in kept:
+                self.errors.append(message)
+            elif message.startswith("Layers:"):
+                self.layers += message
+
+        def clear(self) -> None:
+            self.errors, self.layers = [], ""
+
+    return Log()
+
+
+def tools(backend: str) -> dict[str, str]:
+    return {backend: library(backend).__version__, "onnx": importlib.metadata.version("onnx")}
+
+
+def build(backend: str, request: RankBuild) -> RankEngines:
+    """One engine per graph of the rank's whole assembly, with the compiler's layer list beside it."""
+    assembly = request.record.whole
+    chosen = profiles(request.max_context, request.max_batch)
+    graphs, signatures, lowerings = {}, {}, []
+    for launch, file in assembly.graphs.items():
+        signature = assembly.signatures[launch]
+        plan, layers, records = _build_graph(backend, request, request.source / file, chosen)
+        graphs[launch] = f"{launch}.engine"
+        signatures[launch] = _with_context(signature, request.max_context)
+        files.write_bytes(request.folder / graphs[launch], plan)
+        files.write_bytes(request.folder / f"{launch}.layers.json", files.dump(layers))
+        lowerings += records
+    options = {
+        "profiles": chosen,
+        "compute_capabilities": list(request.compute_capabilities) or "default",
+        "communicator": "one per pipeline stage" if request.record.plan.tensor > 1 else None,
+    }
+    return RankEngines(Assembly(assembly.steps, graphs, signatures), files.to_json(options), tuple(lowerings))
+
+
+def _build_graph(
+    backend: str, request: RankBuild, source: Path, chosen: tuple[Profile, ...]
+) -> tuple[bytes, list[dict[str, str]], tuple[Lowering, ...]]:
+    """:returns: the plan, its layers, and what became of custom ops."""
+    import onnx
+
+    trt, log = library(backend), log_of(backend)
+    lowered, lowerings = lower(onnx.load(source, load_external_data=False), find_capabilities(backend))
+    log.clear()
+    builder = trt.Builder(log)
+    network = builder.create_network(_strongly_typed(trt))
+    _parse(trt.OnnxParser(network, log), lowered, source, backend)
+    config = _config(trt, builder, request)
+    for profile in chosen:
+        config.add_optimization_profile(_profile(builder, network, lowered, profile))
+    monitor = _monitor(trt, request.progress, source.stem)  # must outlive the build
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildError(f"{backend} cannot build {source.name}: {_reason(log)}")
+    return memoryview(plan), list(read_layers(log.layers)), lowerings
+
+
+def find_capabilities(backend: str) -> Capabilities:
+    return RTX_CAPABILITIES if backend == RTX_CAPABILITIES.backend else TENSORRT_CAPABILITIES
+
+
+def _strongly_typed(trt: ModuleType) -> int:
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def _parse(parser: Any, model: "onnx.ModelProto", source: Path, backend: str) -> None:
+    """Weights are read from the portable graph's folder: the lowered model is never written."""
+    if parser.parse(model.SerializeToString(), str(source)):
+        return
+    faults = [parser.get_error(number) for number in range(parser.num_errors)]
+    told = "; ".join(f"node {fault.node_name()} ({fault.node_operator()}): {fault.desc().strip()}" for fault in faults)
+    raise BuildError(f"{backend} cannot parse {source.name}: {told or 'no reason given'}.", hint="`moetrt build --backend ort` runs every op.")
+
+
+def _config(trt: ModuleType, builder: Any, request: RankBuild) -> Any:
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    wanted = request.compute_capabilities
+    if wanted:
+        config.num_compute_capabilities = len(wanted)
+    for number, capability in enumerate(wanted):
+        config.set_compute_capability(_compute_capability(trt, capability), number)
+    return config
+
+
+def _compute_capability(trt: ModuleType, text: str) -> Any:
+    """``8.9`` → ``SM89``."""
+    known = {name: value for name, value in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
+    name = f"SM{text.replace('.', '')}"
+    if name not in known:
+        listed = ", ".join(f"{name[2:-1]}.{name[-1]}" for name in known)
+        raise UsageError(f"--compute-capability {text} is not among those that the library compiles for.", hint=f"Choose from {listed}.")
+    return known[name]
+
+
+def _profile(builder: Any, network: Any, model: "onnx.ModelProto", profile: Profile) -> Any:
+    made = builder.create_optimization_profile()
+    shapes = {value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.input}
+    for number in range(network.num_inputs):
+        name = network.get_input(number).name
+        made.set_shape(name, *(_lengths(shapes[name], profile, which) for which in range(3)))
+    return made
+
+
+def _lengths(shape: list[int | str], profile: Profile, which: int) -> list[int]:
+    return [profile.lengths[dim][which] if isinstance(dim, str) else dim for dim in shape]
+
+
+def _monitor(trt: ModuleType, progress: Progress, what: str) -> Any:
+    """The library's nested phases as one part done: a phase's step is a piece of its parent's."""
+
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.phases: dict[str, tuple[str | None, int, int]] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.phases[phase_name] = (parent_phase, 0, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            parent, _, steps = self.phases.get(phase_name, (None, 0, 1))
+            self.phases[phase_name] = (parent, step + 1, steps)
+            progress(what, part_done(self.phases))
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            parent, _, steps = self.phases.get(phase_name, (None, 0, 1))
+            self.phases[phase_name] = (parent, steps, steps)
+
+    return Monitor()
+
+
+def part_done(phases: dict[str, tuple[str | None, int, int]]) -> float:
+    """The part of the first phase that is done, its running child counted as a part of a step.
+
+    :param phases: name → parent, steps done, steps.
+    """
+    name, part, weight = next(iter(phases), None), 0.0, 1.0
+    while name is not None:
+        _, done, steps = phases[name]
+        part += weight * done / max(steps, 1)
+        weight /= max(steps, 1)
+        running = [child for child, (parent, did, of) in phases.items() if parent == name and did < of]
+        name = running[-1] if running and done < steps else None
+    return min(part, 1.0)
+
+
+def _reason(log: Any) -> str:
+    return "; ".join(message.strip() for message in log.errors[-3:]) or "no reason given"
+
+
+LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<type>[^,]*),", re.MULTILINE)
+SERIAL = re.compile(r"(?<=__mye)\d+")
+"""A counter of the compiler's, which differs from build to build."""
+
+
+def read_layers(dump: str) -> Iterator[dict[str, str]]:
+    """Name and kind of each layer that the compiler emitted, in order."""
+    for found in LAYER.finditer(dump):
+        yield {"name": SERIAL.sub("", found["name"]), "type": found["type"]}
+
+
+def _with_context(signature: Signature, max_context: int) -> Signature:
+    """The plan's signature: its cache has a fixed length."""
+
+    def fix(tensor: Tensor) -> Tensor:
+        return replace(tensor, shape=tuple(max_context if dim == CONTEXT else dim for dim in tensor.shape))
+
+    return Signature(tuple(map(fix, signature.inputs)), tuple(map(fix, signature.outputs)), signature.states)
+
+
+def _backend(capabilities: Capabilities) -> Backend:
+    name = capabilities.backend
+    made: Callable[..., Any] = partial(build, name)
+    return Backend(capabilities, partial(tools, name), made, takes_compute_capabilities=True)
+
+
+TENSORRT = _backend(TENSORRT_CAPABILITIES)
+TENSORRT_RTX = _backend(RTX_CAPABILITIES)

@@ -1,0 +1,222 @@
+"""Portable graphs become one backend's engines, rank by rank; a rank that is finished is left alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter import __version__
+from exporter.errors import BuildError, LoadError, UsageError
+from exporter.plan import files
+from exporter.plan import manifest as records
+from exporter.plan.config import ModelConfig
+from exporter.plan.manifest import EngineRank, FileStamp, GraphsRank
+
+from .backends import load_backend
+from .backends.contract import Backend, RankBuild, RankEngines
+
+TOKENIZER = "tokenizer.json"
+USUAL_CONTEXT = 4096
+"""Cache positions where none are asked for and the model has as many."""
+
+Progress = Callable[[int, str, float], None]
+"""Called with a rank, what is being worked on, and the part of it that is done, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What ``moetrt build`` was asked for."""
+
+    graphs: Path
+    backend: str
+    output: Path
+    max_context: int | None = None
+    """Cache positions a row; the model's positions, at most 4096, where none are given."""
+    max_batch: int = 4
+    rank: int | None = None
+    """One rank alone; None for all."""
+    compute_capabilities: tuple[str, ...] = ()
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("--max-context", self.max_context), ("--max-batch", self.max_batch)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; it must be 1 or more.")
+
+
+@dataclass(frozen=True)
+class EngineReceipt:
+    """What was done, or would be."""
+
+    output: Path
+    backend: str
+    built: tuple[int, ...]
+    kept: tuple[int, ...]
+    """Ranks that were finished already."""
+    bytes: int
+    """Size of the files built now; weights that are shared with the graphs count."""
+    dry_run: bool = False
+
+    def summary(self) -> str:
+        kept = f", {len(self.kept)} kept" if self.kept else ""
+        if self.dry_run:
+            return f"{self.output}: would build rank(s) {list(self.built)} for {self.backend}{kept}"
+        return f"{self.output}: {len(self.built)} rank(s) built for {self.backend}{kept}, {self.bytes / 1e6:.1f} MB"
+
+
+def build_engines(request: EngineRequest, progress: Progress = lambda rank, what, part: None) -> EngineReceipt:
+    """Build the ranks that were asked for.
+
+    :raises MoetrtError: the graphs, the backend or the folder do not allow it; nothing half-built is left.
+    """
+    backend = load_backend(request.backend)
+    if request.compute_capabilities and not backend.takes_compute_capabilities:
+        raise UsageError(f"the backend {request.backend} has no use for --compute-capability.", hint="It is for tensorrt and tensorrt-rtx.")
+    ranks = _read_graphs(request)
+    for record in ranks.values():
+        _require_buildable(request, backend, record)
+    _require_folder(request, next(iter(ranks.values())))
+    wanted = {rank: _manifest_digest(request, backend, record) for rank, record in ranks.items()}
+    todo = [rank for rank in ranks if not _finished(request.output / records.rank_folder(rank), wanted[rank])]
+    kept = tuple(rank for rank in ranks if rank not in todo)
+    if request.dry_run:
+        return EngineReceipt(request.output, request.backend, tuple(todo), kept, 0, dry_run=True)
+    total = sum(_build_rank(request, backend, ranks[rank], wanted[rank], progress) for rank in todo)
+    records.write_set("engines", EngineRank, request.output, _share_tokenizer(request))
+    return EngineReceipt(request.output, request.backend, tuple(todo), kept, total)
+
+
+def _read_graphs(request: EngineRequest) -> dict[int, GraphsRank]:
+    """The ranks to build, whole and of one set."""
+    found = records.read_ranks(GraphsRank, request.graphs)
+    if request.rank is None:
+        records.require_set(found, request.graphs)
+        return found
+    if request.rank not in found:
+        raise LoadError(
+            f"{request.graphs} has no finished {records.rank_folder(request.rank)}.",
+            hint=f"Export it with --rank {request.rank}; finished are {sorted(found) or 'none'}.",
+        )
+    return {request.rank: found[request.rank]}
+
+
+def _require_buildable(request: EngineRequest, backend: Backend, record: GraphsRank) -> None:
+    folder, able = request.graphs / records.rank_folder(record.rank), backend.capabilities
+    if record.weights is None:
+        raise BuildError(f"{folder} holds graphs without weights.", hint="Export again without --graphs-only.")
+    if record.precision not in able.dtypes:
+        raise BuildError(
+            f"{able.backend} does not compute in {record.precision}, the precision of {folder}.",
+            hint=f"Export with --precision {' or '.join(sorted(able.dtypes))}, or choose another --backend.",
+        )
+    context = max_context(request, record.config)
+    if context > record.config.positions:
+        raise BuildError(f"--max-context {context} is beyond the model's {record.config.positions} positions.", hint=f"Choose at most {record.config.positions}.")
+    records.check_files(folder, record.files)
+
+
+def max_context(request: EngineRequest, config: ModelConfig) -> int:
+    return request.max_context or min(config.positions, USUAL_CONTEXT)
+
+
+def _require_folder(request: EngineRequest, record: GraphsRank) -> None:
+    """Refuse a folder that is someone else's."""
+    output = request.output
+    if output.exists() and not output.is_dir():
+        raise BuildError(f"{output} is a file.", hint="Give a folder, or a name that does not exist yet, as --output.")
+    path = output / records.MANIFEST
+    kind = files.read_json(path).get("kind") if path.exists() else "engines"
+    if kind != "engines":
+        raise BuildError(f"{output} holds {kind}, not engines.", hint="Choose another --output.")
+    for there in records.read_ranks(EngineRank, output).values() if output.exists() else ():
+        folder = output / records.rank_folder(there.rank)
+        if there.backend != request.backend:
+            raise BuildError(f"{folder} holds engines of the backend {there.backend}, not {request.backend}.", hint="One folder is for one backend: choose another --output.")
+        if there.plan_hash != record.plan_hash:
+            mine, other = (f"tensor {plan.tensor}, pipeline {plan.pipeline}" for plan in (record.plan, there.plan))
+            raise BuildError(f"{folder} holds engines of another plan or model ({other}; the graphs have {mine}).", hint="Choose another --output, or remove the folder.")
+
+
+def _manifest_digest(request: EngineRequest, backend: Backend, record: GraphsRank) -> str:
+    """Digest of all that decides a rank's engines."""
+    asked = {
+        "backend": request.backend,
+        "graphs": _graphs_hash(request, record.rank),
+        "max_context": max_context(request, record.config),
+        "max_batch": request.max_batch,
+        "compute_capabilities": request.compute_capabilities,
+    }
+    return files.digest({"moetrt": __version__, "tools": backend.tools()} | asked)
+
+
+def _graphs_hash(request: EngineRequest, rank: int) -> str:
+    return files.sha256_file(request.graphs / records.rank_folder(rank) / records.MANIFEST)
+
+
+def _finished(folder: Path, digest: str) -> bool:
+    path = folder / records.MANIFEST
+    if not path.exists():
+        return False
+    try:
+        record = files.read_record(EngineRank, path)
+        records.check_files(folder, record.files)
+    except LoadError:
+        return False
+    return record.request == digest
+
+
+def _build_rank(request: EngineRequest, backend: Backend, record: GraphsRank, digest: str, progress: Progress) -> int:
+    """:returns: bytes of the rank's files."""
+    with files.whole_folder(request.output / records.rank_folder(record.rank)) as folder:
+        job = RankBuild(
+            source=request.graphs / records.rank_folder(record.rank),
+            record=record,
+            folder=folder,
+            max_context=max_context(request, record.config),
+            max_batch=request.max_batch,
+            compute_capabilities=request.compute_capabilities,
+            progress=lambda what, part: progress(record.rank, what, part),
+        )
+        made = backend.build(job)
+        stamps = {path.name: _stamp(path, record) for path in sorted(folder.iterdir())}
+        files.write_record(folder / records.MANIFEST, _manifest(request, backend, record, made, stamps, digest))
+    progress(record.rank, "done", 1.0)
+    return sum(stamp.bytes for stamp in stamps.values())
+
+
+def _stamp(path: Path, record: GraphsRank) -> FileStamp:
+    """A file that came over as it was, from the graphs, has its stamp already: weights are not hashed twice."""
+    return record.files[path.name] if path.name == record.weights else records.stamp(path)
+
+
+def _manifest(
+    request: EngineRequest, backend: Backend, record: GraphsRank, made: RankEngines, stamps: dict[str, FileStamp], digest: str
+) -> EngineRank:
+    return EngineRank(
+        backend=request.backend,
+        rank=record.rank,
+        plan=record.plan,
+        plan_hash=record.plan_hash,
+        config=record.config,
+        shard=record.shard,
+        source=record.source,
+        precision=record.precision,
+        attention=record.attention,
+        graphs=_graphs_hash(request, record.rank),
+        max_context=max_context(request, record.config),
+        max_batch=request.max_batch,
+        assembly=made.assembly,
+        options=made.options,
+        lowerings=made.lowerings,
+        refusals=made.refusals,
+        files=stamps,
+        request=digest,
+        tools={"moetrt": __version__} | backend.tools(),
+    )
+
+
+def _share_tokenizer(request: EngineRequest) -> dict[str, FileStamp]:
+    source = request.graphs / TOKENIZER
+    if not source.is_file():
+        return {}
+    files.write_bytes(request.output / TOKENIZER, source.read_bytes())
+    return {TOKENIZER: records.stamp(request.output / TOKENIZER)}
