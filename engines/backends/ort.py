@@ -23,7 +23,7 @@ CAPABILITIES = Capabilities(
     needs_gpu_to_run=False,
     extra="ort",
 )
-OPTIONS: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "graph_optimization_level": "all", "config": {}}
+OPTIONS: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "config": {}}
 """What sessions are opened with; ``config`` are ONNX Runtime's session configuration entries."""
 
 

@@ -258,7 +258,7 @@ SERIAL = re.compile(r"(?<=__mye)\d+")
 
 
 def read_layers(dump: str) -> Iterator[dict[str, str]]:
-    """Name and kind of each layer that the compiler emitted, in order."""
+    """Name and kind of each layer that the compiler emitted, in order: each profile has layers of its own."""
     for found in LAYER.finditer(dump):
         yield {"name": SERIAL.sub("", found["name"]), "type": found["type"]}
 

@@ -1,0 +1,184 @@
+"""The ranks of an engine set as one model: one thread a rank, each walking its schedule."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exporter.errors import RunError
+from exporter.plan.manifest import Assembly, EngineRank, GraphsRank
+from exporter.plan.schedule import AllGather, AllReduce, Launch, Receive, Send, Step
+
+from .cache import Cache, allocate_cache, cache_length
+from .collectives import Aborted, Collectives
+from .sampling import Sampling
+from .session import Session, value_of
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Observer = Callable[[int, Step, dict[str, Any]], None]
+"""Called after each step with the rank, the step and the values by name (OrtValues)."""
+PREFILL = 256
+"""Prompt tokens that go through the model at once: bounds the memory of activations."""
+
+
+class RankRunner:
+    """One rank: its sessions and its schedule."""
+
+    def __init__(self, rank: int, folder: Path, assembly: Assembly, options: dict[str, Any], threads: int) -> None:
+        self.rank, self.assembly = rank, assembly
+        self.sessions = {name: Session(folder / file, assembly.signatures[name], threads, options) for name, file in assembly.graphs.items()}
+
+    def walk(self, values: dict[str, Any], states: dict[str, Any], collectives: Collectives, observer: Observer | None) -> dict[str, Any]:
+        """Take every step. :returns: all values at the end."""
+        for step in self.assembly.steps:
+            match step:
+                case Launch(graph):
+                    values |= self.sessions[graph].run(values, states)
+                case AllReduce(value, result):
+                    values[result] = value_of(collectives.all_reduce(self.rank, values[value].numpy()))
+                case AllGather(value, result):
+                    values[result] = value_of(collectives.all_gather(self.rank, values[value].numpy()))
+                case Send(names):
+                    collectives.send(self.rank, {name: values[name] for name in names})
+                case Receive():
+                    values |= collectives.receive(self.rank)
+            if observer:
+                observer(self.rank, step, values)
+        return values
+
+
+class Chain:
+    """A loaded engine set. Use it from one thread; close it, or use it as a context, to let its threads go."""
+
+    def __init__(self, records: dict[int, EngineRank | GraphsRank], runners: dict[int, RankRunner], max_context: int) -> None:
+        self.records, self.runners, self.max_context = records, runners, max_context
+        first = records[0]
+        self.config, self.plan, self.precision = first.config, first.plan, first.precision
+        self.folder: Path | None = None
+        self.pool = ThreadPoolExecutor(len(runners), thread_name_prefix="rank")
+        self.kept: Cache | None = None
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> "Chain":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+    def cache(self, batch: int, tokens: int) -> Cache:
+        """A cache for ``batch`` rows of up to ``tokens`` tokens; the last one is used again where it fits.
+
+        What it holds of earlier requests is never read: a token reads positions up to its own, all written by then.
+        """
+        context = cache_length(tokens, self.max_context)
+        if self.kept is None or (self.kept.batch, self.kept.context) != (batch, context):
+            self.kept = allocate_cache({rank: runner.assembly for rank, runner in self.runners.items()}, batch, context)
+        return self.kept
+
+    def step(
+        self, token_ids: "np.ndarray", start: "np.ndarray", select: "np.ndarray", cache: Cache, observer: Observer | None = None
+    ) -> "np.ndarray":
+        """Logits of the selected new tokens, whose latents the cache holds afterwards.
+
+        :param token_ids: new tokens, rows padded on the right. *Shape:* int64 ``(batch, tokens)``
+        :param start: position of each row's first new token. *Shape:* int64 ``(batch)``
+        :param select: which new tokens' logits are wanted. *Shape:* int64 ``(batch, selected)``
+        :returns: *Shape:* float32 ``(batch, selected, vocab)``
+        :raises Exception: what the first failing rank raised; the others are released.
+        """
+        collectives = Collectives(self.plan)
+        given = {"token_ids": value_of(token_ids), "start": value_of(start), "select": value_of(select)}
+        with self.lock:
+            futures = [
+                self.pool.submit(self._walk, runner, dict(given), cache.ranks[rank], collectives, observer) for rank, runner in self.runners.items()
+            ]
+            results = [(future.exception(), future) for future in futures]
+        errors = [error for error, _ in results if error is not None]
+        if errors:
+            raise next((error for error in errors if not isinstance(error, Aborted)), errors[0])
+        # A copy: the array that numpy() gives does not keep the value's memory.
+        return results[-1][1].result()["logits"].numpy().copy()
+
+    @staticmethod
+    def _walk(runner: RankRunner, values: dict[str, Any], states: dict[str, Any], collectives: Collectives, observer: Observer | None) -> dict[str, Any]:
+        try:
+            return runner.walk(values, states, collectives, observer)
+        except BaseException:
+            collectives.abort()
+            raise
+
+    def logits(self, token_ids: Sequence[int]) -> "np.ndarray":
+        """Logits of every token, from an empty cache.
+
+        :param token_ids: *Shape:* ``(tokens)``
+        :returns: *Shape:* float32 ``(tokens, vocab)``
+        """
+        import numpy as np
+
+        row = self.check(token_ids)
+        cache = self.cache(1, len(row))
+        parts = []
+        for begin in range(0, len(row), PREFILL):
+            ids = np.asarray(row[begin : begin + PREFILL], np.int64)[None]
+            parts.append(self.step(ids, np.array([begin]), np.arange(ids.shape[1])[None], cache)[0])
+        return np.concatenate(parts)
+
+    def generate(self, token_ids: Sequence[int], max_tokens: int = 64, **options: Any) -> list[int]:
+        """New tokens after a prompt; the end-of-sequence token ends them and is not among them.
+
+        :param options: ``temperature``, ``top_p``, ``seed``, ``ignore_eos``.
+        """
+        return list(self.stream(token_ids, max_tokens, **options))
+
+    def stream(self, token_ids: Sequence[int], max_tokens: int = 64, **options: Any) -> Iterator[int]:
+        """The tokens of :meth:`generate`, each as soon as it is known."""
+        for tokens in self.stream_batch([token_ids], max_tokens, **options):
+            yield from (token for token in tokens if token is not None)
+
+    def generate_batch(self, prompts: Sequence[Sequence[int]], max_tokens: int = 64, **options: Any) -> list[list[int]]:
+        """New tokens of each of several prompts, which may differ in length; each row is what it would be alone."""
+        rows: list[list[int]] = [[] for _ in prompts]
+        for tokens in self.stream_batch(prompts, max_tokens, **options):
+            for row, token in zip(rows, tokens, strict=True):
+                if token is not None:
+                    row.append(token)
+        return rows
+
+    def stream_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        ignore_eos: bool = False,
+    ) -> Iterator[list[int | None]]:
+        """One token of each row at a time; None for rows that have ended."""
+        from .generate import generate
+
+        checked = [self.check(prompt, max_tokens) for prompt in prompts]
+        stops = () if ignore_eos else self.config.eos
+        yield from generate(self, checked, max_tokens, Sampling(temperature, top_p, seed), stops)
+
+    def check(self, token_ids: Iterable[int], more: int = 0) -> list[int]:
+        """The ids as a list; refused if one is not in the vocabulary, or they and ``more`` new ones are too many."""
+        row = [int(token) for token in token_ids]
+        if not row:
+            raise RunError("the prompt has no tokens.", hint="Give at least one token id.")
+        for position, token in enumerate(row):
+            if not 0 <= token < self.config.vocab:
+                raise RunError(f"token id {token} at position {position} is not in the vocabulary of {self.config.vocab}.", hint=f"Ids are 0 to {self.config.vocab - 1}.")
+        if more < 0:
+            raise RunError(f"max_tokens is {more}; it must be 0 or more.")
+        if len(row) + more > self.max_context:
+            raise RunError(
+                f"{len(row)} prompt tokens and {more} new ones are beyond the engines' context of {self.max_context}.",
+                hint="Ask for fewer, or build with a larger --max-context.",
+            )
+        return row

@@ -1,0 +1,58 @@
+"""A folder becomes a chain, after it has been found whole and of one make."""
+
+import os
+from pathlib import Path
+
+from exporter.errors import LoadError
+from exporter.plan import files
+from exporter.plan import manifest as records
+from exporter.plan.manifest import EngineRank, GraphsRank
+
+from .chain import Chain, RankRunner
+
+RUNNABLE = ("ort",)
+"""Backends whose engines this runtime can run."""
+
+
+def load(path: str | Path, verify: bool = False, threads: int | None = None) -> Chain:
+    """A chain of the engines in ``path``; or of portable graphs, which run as they are on stock ONNX Runtime.
+
+    :param verify: recompute every hash; otherwise sizes are checked.
+    :param threads: threads in all; ranks share them. The cores at hand when None.
+    :raises LoadError: ranks are missing, damaged or not made for each other, or the backend does not run here.
+    """
+    folder = Path(path)
+    ranks = read_set(folder)
+    for rank, record in ranks.items():
+        records.check_files(folder / records.rank_folder(rank), record.files, verify)
+    each = max(1, (threads or os.cpu_count() or 1) // len(ranks))
+    runners = {rank: _runner(folder / records.rank_folder(rank), record, each) for rank, record in sorted(ranks.items())}
+    first = ranks[0]
+    chain = Chain(ranks, runners, first.max_context if isinstance(first, EngineRank) else first.config.positions)
+    chain.folder = folder
+    return chain
+
+
+def read_set(folder: Path) -> dict[int, EngineRank] | dict[int, GraphsRank]:
+    """The rank manifests of an engines or graphs folder, complete and agreeing."""
+    if not folder.is_dir():
+        raise LoadError(f"{folder} is not a folder.", hint="Give the folder that `moetrt build` wrote.")
+    first = next(iter(sorted(folder.glob(f"rank-*/{records.MANIFEST}"))), None)
+    kind = GraphsRank if first and files.read_json(first).get("kind") == GraphsRank.kind else EngineRank
+    ranks = records.read_ranks(kind, folder)
+    records.require_set(ranks, folder)
+    return ranks
+
+
+def _runner(folder: Path, record: EngineRank | GraphsRank, threads: int) -> RankRunner:
+    if isinstance(record, GraphsRank):
+        if record.weights is None:
+            raise LoadError(f"{folder} holds graphs without weights.", hint="Export again without --graphs-only.")
+        assembly = record.whole if record.plan.tensor == 1 else record.segments
+        return RankRunner(record.rank, folder, assembly, {}, threads)
+    if record.backend not in RUNNABLE:
+        raise LoadError(
+            f"{folder} holds engines of {record.backend}, which this runtime cannot run: it has no TensorRT session yet.",
+            hint=f"Build with --backend {' or '.join(RUNNABLE)} to run here; TensorRT engines are built and checked only.",
+        )
+    return RankRunner(record.rank, folder, record.assembly, record.options, threads)

@@ -1,0 +1,5 @@
+"""``python -m exporter`` is ``moetrt``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,16 @@
+"""Arguments and options that several commands share: one word for one thing, everywhere."""
+
+from pathlib import Path
+
+import click
+
+PRECISIONS = ("fp8", "bf16", "fp16", "fp32", "int8")
+
+model = click.argument("model", type=click.Path(exists=True, path_type=Path))
+output = click.option("--output", type=click.Path(file_okay=False, path_type=Path), required=True, metavar="DIR", help="Folder to write into.")
+tensor = click.option("--tensor", type=click.IntRange(1), default=1, show_default=True, metavar="RANKS", help="Ranks that share each layer.")
+pipeline = click.option("--pipeline", type=click.IntRange(1), default=1, show_default=True, metavar="STAGES", help="Stages that the layers are divided into.")
+rank = click.option("--rank", type=click.IntRange(0), metavar="RANK", help="Work on this rank alone.  [default: all]")
+json_output = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+dry_run = click.option("--dry-run", is_flag=True, help="Print what would be written; write nothing.")
+quiet = click.option("--quiet", is_flag=True, help="No progress on stderr.")
