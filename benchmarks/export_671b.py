@@ -24,9 +24,9 @@ def main() -> None:
         started = time.perf_counter()
         receipt = export_model(ExportRequest(CONFIG, Path(folder) / "graphs", Plan(arguments.tensor), precision="bf16", graphs_only=True))
         seconds = time.perf_counter() - started
-        count = sum(1 for _ in Path(folder).glob("graphs/rank-*/*.onnx"))
+        sizes = [path.stat().st_size for path in Path(folder).glob("graphs/rank-*/*.onnx")]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"ranks": len(receipt.written), "graphs": count, "graph_bytes": receipt.bytes, "seconds": round(seconds, 1), "peak_rss_gib": round(peak, 2)}))
+    print(json.dumps({"ranks": len(receipt.todo), "graphs": len(sizes), "graph_bytes": sum(sizes), "seconds": round(seconds, 1), "peak_rss_gib": round(peak, 2)}))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,21 @@
 """Commands about engines: each parses and reports; the library works."""
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from exporter import options
+from exporter.plan import files
 
 from .backends import BACKENDS
 from .build import EngineRequest, Progress, build_engines
+from .runtime.loading import load
 
 
 @click.command()
@@ -30,19 +35,71 @@ def build(graphs: Path, output: Path, quiet: bool, **asked: object) -> None:
     click.echo(receipt.summary())
 
 
+@click.command()
+@click.argument("engines", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--prompt", metavar="TEXT", help="Text to go on from, by the engines' own tokenizer.json.")
+@click.option("--token-ids", metavar="IDS", help="Token ids to go on from, such as 5,9,2.")
+@click.option("--max-tokens", type=click.IntRange(1), default=64, show_default=True, metavar="TOKENS", help="New tokens at most.")
+@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token; above, tokens are drawn.")
+@click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from the likeliest tokens that reach this probability together.")
+@click.option("--seed", type=int, metavar="NUMBER", help="Makes drawing repeatable.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-sequence token.")
+@click.option("--stream", is_flag=True, help="Print text as it comes.")
+@click.option("--threads", type=click.IntRange(1), metavar="THREADS", help="Threads in all; ranks share them.  [default: the cores]")
+@options.json_output
+def run(engines: Path, prompt: str | None, token_ids: str | None, stream: bool, as_json: bool, threads: int | None, **asked: Any) -> None:
+    """Generate tokens with ENGINES, all ranks in this process."""
+    from .generation import GenerationRequest, generate_text
+
+    with load(engines, threads=threads) as chain:
+        show = partial(click.echo, nl=False) if stream and not as_json else None
+        result = generate_text(chain, GenerationRequest(prompt=prompt, token_ids=token_ids, **asked), show)
+    click.echo(json.dumps(result.report()) if as_json else "" if stream else result.shown)
+
+
+@click.command()
+@click.argument("left", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("right", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--prompts", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, metavar="FILE", help="A prompt a line (.txt), or .jsonl with text or token_ids.")
+@click.option("--mode", type=click.Choice(["logits"]), default="logits", show_default=True, help="What is compared.")
+@click.option("--samples", type=click.IntRange(1), metavar="PROMPTS", help="Prompts to take from FILE.  [default: all]")
+@click.option("--tolerance", type=float, metavar="L2", help="Relative L2 distance that is allowed.  [default: by precision]")
+@options.json_output
+@click.pass_context
+def compare(context: click.Context, left: Path, right: Path, prompts: Path, mode: str, samples: int | None, tolerance: float | None, as_json: bool) -> None:
+    """Run LEFT and RIGHT over the same tokens: engines, graphs, or a Hugging Face folder. Exit 3 if they differ."""
+    from .compare.walk import compare_folders
+
+    result = compare_folders(left, right, prompts, samples, tolerance, note=partial(click.echo, err=True))
+    click.echo(json.dumps(files.to_json(result)) if as_json else result.summary())
+    context.exit(0 if result.verdict == "same" else 3)
+
+
+@click.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.option("--verify", is_flag=True, help="Recompute every hash.")
+@options.json_output
+def inspect(path: Path, verify: bool, as_json: bool) -> None:
+    """Say what is in PATH: graphs, engines, or a checkpoint."""
+    from .inspection import inspect as look
+
+    found = look(path, verify)
+    click.echo(json.dumps(files.to_json(found)) if as_json else found.summary())
+
+
 @contextlib.contextmanager
 def _told(quiet: bool) -> Iterator[Progress]:
     """Progress of ranks as bars on stderr, where that is a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda rank, what, part: None
         return
-    with contextlib.ExitStack() as bars:
-        shown: dict[int, click._termui_impl.ProgressBar] = {}
+    with contextlib.ExitStack() as stack:
+        bars: dict[int, Any] = {}
 
         def show(rank: int, what: str, part: float) -> None:
-            if rank not in shown:
-                shown[rank] = bars.enter_context(click.progressbar(length=1000, label=f"rank {rank}", file=sys.stderr, item_show_func=lambda text: text))
-            bar = shown[rank]
-            bar.update(max(0, round(part * 1000) - bar.pos), what)
+            if rank not in bars:
+                stack.close()
+                bars[rank] = stack.enter_context(click.progressbar(length=1000, label=f"rank {rank}", file=sys.stderr, item_show_func=lambda text: text))
+            bars[rank].update(max(0, round(part * 1000) - bars[rank].pos), what)
 
         yield show

@@ -97,6 +97,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except MoetrtError as error:
         return _refuse(error.message, error.hint, error.exit_code)
+    except OSError as error:
+        return _refuse(f"{error.filename or 'a file'}: {error.strerror or error}.", None, 1)
     except (click.Abort, KeyboardInterrupt):
         return _refuse("interrupted; what was unfinished was removed.", "Run the command again: finished ranks are kept.", 130)
     except ModuleNotFoundError as error:

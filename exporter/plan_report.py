@@ -12,6 +12,7 @@ from .models.weights import file_bytes
 from .plan import fit, legality
 from .plan.config import ModelConfig
 from .plan.fit import Demand, Device
+from .plan.legality import Problem
 from .plan.parallel import Plan, Range, Shard, shards
 
 ROWS = 16
@@ -56,7 +57,7 @@ class PlanReport:
     """None where no device memory was named."""
     suggestion: int | None
     """The smallest rank count that is legal and fits; None where none does or no memory was named."""
-    problems: tuple[str, ...]
+    problems: tuple[Problem, ...]
 
     @property
     def shard_bytes(self) -> int:
@@ -81,7 +82,7 @@ class PlanReport:
             "fits": self.fits,
             "suggestion": self.suggestion,
             "legal": not self.problems,
-            "problems": list(self.problems),
+            "problems": [str(problem) for problem in self.problems],
         }
 
     def text(self) -> str:
@@ -93,7 +94,7 @@ def plan_model(request: PlanRequest) -> PlanReport:
     model = read_model(request.model)
     precision = request.precision or model.config.stored
     ranks = _rank_reports(model.config, request.plan, precision)
-    found = (*map(str, legality.problems(model.config, request.plan, precision)), *_checkpoint_problems(model))
+    found = (*legality.problems(model.config, request.plan, precision), *_checkpoint_problems(model))
     device = Device(int(request.device_memory * fit.GIB)) if request.device_memory else None
     return PlanReport(
         request,
@@ -107,7 +108,7 @@ def plan_model(request: PlanRequest) -> PlanReport:
     )
 
 
-def _checkpoint_problems(model: Model) -> tuple[str, ...]:
+def _checkpoint_problems(model: Model) -> tuple[Problem, ...]:
     if not any(model.folder.glob("*.safetensors*")):
         return ()
     from .checkpoint.reader import Checkpoint
@@ -116,25 +117,19 @@ def _checkpoint_problems(model: Model) -> tuple[str, ...]:
     try:
         return Checkpoint(model.folder, model.config).problems(family.KEYS, family.UNUSED)
     except CheckpointError as error:
-        return (f"{error.message} {error.hint or ''}".strip(),)
+        return (Problem("checkpoint", error.message, error.hint or ""),)
 
 
 def _rank_reports(config: ModelConfig, plan: Plan, precision: str) -> tuple[RankReport, ...]:
-    keys, known = FAMILIES[config.family].KEYS, {}
-    for shard in (parts := shards(config, plan)):
-        shape = _shape(shard)
+    keys, known, reports = FAMILIES[config.family].KEYS, {}, []
+    for shard in shards(config, plan):
+        weights = sizes.rank_bytes(keys, config, shard, precision)
+        # Names do not know ranks: equal shares of equal layers make equal files, and a header takes a tenth of a second.
+        shape = (shard.stage, weights, len(shard.heads), len(shard.experts), len(shard.vocab))
         if shape not in known:
-            cache = fit.cache_bytes_per_token(config, shard, precision)
-            weights = sizes.rank_bytes(keys, config, shard, precision)
-            known[shape] = (weights, file_bytes(config, shard, _exported(precision)), cache)
-    return tuple(RankReport(shard, *known[_shape(shard)]) for shard in parts)
-
-
-def _shape(shard: Shard) -> tuple[Any, ...]:
-    """Ranks of equal shape take equal bytes, so sizes are computed once for each."""
-    widths = (len(part) for part in (shard.heads, shard.experts, shard.vocab))
-    # An uneven plan cuts other widths too, each by its own remainder.
-    return (shard.layers, *widths, shard.tensor_rank if len(set(widths)) > shard.tensor_ranks else 0)
+            known[shape] = file_bytes(config, shard, _exported(precision))
+        reports.append(RankReport(shard, weights, known[shape], fit.cache_bytes_per_token(config, shard, precision)))
+    return tuple(reports)
 
 
 def _exported(precision: str) -> str:

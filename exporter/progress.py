@@ -1,5 +1,6 @@
 """A bar with rate and remaining time on stderr, where that is a terminal; silent elsewhere."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,22 +11,27 @@ import click
 Item = TypeVar("Item")
 
 
-def progress(items: Iterable[Item], label: str, quiet: bool = False, size: Callable[[Item], int] | None = None) -> Iterator[Item]:
-    """The items again, with a bar that grows as they are used up.
+@contextlib.contextmanager
+def bar(label: str, total: int, quiet: bool = False, bytes: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar of ``total`` steps; call what you get with each number of steps that were taken.
 
-    :param size: bytes that an item stands for; the bar then counts bytes and shows their rate.
+    :param bytes: steps are bytes, and their rate is shown.
     """
     if quiet or not sys.stderr.isatty():
-        yield from items
+        yield lambda count: None
         return
+    begin = time.monotonic()
+    with click.progressbar(length=max(total, 1), label=label, file=sys.stderr, item_show_func=lambda text: text, update_min_steps=max(total // 1000, 1)) as steps:
+        yield lambda count: steps.update(count, _rate(steps.pos + count, time.monotonic() - begin) if bytes else None)
+
+
+def progress(items: Iterable[Item], label: str, quiet: bool = False) -> Iterator[Item]:
+    """The items again, with a bar that grows as they are used up."""
     items = list(items)
-    measure = size or (lambda item: 1)
-    done, begin = 0, time.monotonic()
-    with click.progressbar(length=sum(map(measure, items)) or 1, label=label, file=sys.stderr, item_show_func=lambda text: text) as bar:
+    with bar(label, len(items), quiet, bytes=False) as advance:
         for item in items:
             yield item
-            done += measure(item)
-            bar.update(measure(item), _rate(done, time.monotonic() - begin) if size else None)
+            advance(1)
 
 
 def _rate(done: int, seconds: float) -> str:

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,26 @@ def spoiled(checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., Pa
         return Path(shutil.copytree(checkpoint(family, dtype), tmp_path / "model"))
 
     return copy
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command line came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def moetrt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """``moetrt("plan", folder, "--json")``: run a command line in this process."""
+
+    def run(*arguments: object) -> Outcome:
+        from exporter import cli
+
+        capsys.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        return Outcome(code, *capsys.readouterr())
+
+    return run

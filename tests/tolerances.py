@@ -17,5 +17,7 @@ BFLOAT16_STEPS = Tolerance(3e-2, 3e-2, "as for float16, with bfloat16's 2^-8")
 LOG_ROUTING = Tolerance(4e-6, 4e-6, "weights go through a logarithm and a softmax: some float32 roundings more")
 LOGITS = Tolerance(5e-6, 5e-6, "two layers of float32, both sides scaled to the largest value")
 
+TRANSFORMERS = Tolerance(2e-4, 0, "whole models in float32, absorbed against expanded attention, routing weights scaled by 16 in V2")
+
 BY_DTYPE = {"float32": FLOAT32_ORDER, "float16": FLOAT16_STEPS, "bfloat16": BFLOAT16_STEPS, "int64": EXACT}
 """The tolerance between two ways to compute an op in a dtype."""

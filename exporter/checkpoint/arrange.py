@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ExportError
 from ..plan.parallel import Range
+from .fp8 import to_float32
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +56,7 @@ class Source:
         import numpy as np
 
         scales = fp8_block_scales(self._view(name.replace(".weight", ".weight_scale_inv")), rows, columns, self.block)
-        return (part.astype(np.float32) * scales).astype(ml_dtypes.bfloat16)
+        return (to_float32(part.view(np.uint8)) * scales).astype(ml_dtypes.bfloat16)
 
 
 def pieces(tensor: "Stored", source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:  # noqa: F821

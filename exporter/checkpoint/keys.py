@@ -1,7 +1,7 @@
 """A family's checkpoint keys as a table: every tensor is split by rule, replicated by rule, or unused with a reason."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,12 +61,15 @@ class Unused:
     because: str
 
 
-def expand(keys: tuple[Key, ...], config: ModelConfig) -> Iterator[Entry]:
-    """Every tensor that a checkpoint of ``config`` holds (FP8 scale grids apart), in the order of the layers."""
+def expand(keys: tuple[Key, ...], config: ModelConfig, layers: Iterable[int] | None = None) -> Iterator[Entry]:
+    """Every tensor that a checkpoint of ``config`` holds (FP8 scale grids apart), in the order of the layers.
+
+    :param layers: these layers alone, and what belongs to none; None for all.
+    """
     for key in keys:
         if key.when(config) and "{layer}" not in key.hf:
             yield _entry(key, config, None, None)
-    for layer in range(config.layers):
+    for layer in range(config.layers) if layers is None else layers:
         for key in keys:
             if "{layer}" in key.hf and key.when(config) and _belongs(key, config, layer):
                 for expert in range(config.experts) if "{expert}" in key.hf else (None,):

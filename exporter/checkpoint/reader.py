@@ -3,20 +3,25 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
 from ..plan import files
 from ..plan.config import ModelConfig
-from .keys import Entry, Key, Unused, expand
+from ..plan.legality import Problem
+from ..plan.manifest import Source
+from .keys import Key, Unused, expand
 from .layout import ITEM_BYTES
 
 SAMPLE = 2048
 """Bytes at each end of a tensor that go into the fingerprint."""
 HEADER_LIMIT = 100_000_000
 """Bytes of JSON that the safetensors format allows."""
+INDEX = "model.safetensors.index.json"
 FLOATS = ("F32", "F16", "BF16")
 
 
@@ -37,18 +42,13 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     :raises CheckpointError: the file is truncated, its header broken, or its tensors do not fill it exactly.
     """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, HEADER_LIMIT):
-            raise CheckpointError(f"{path} is no safetensors file: its header of {length} bytes does not fit its {size} bytes.", hint=_AGAIN)
-        text = file.read(length)
+    size, length, text = _read_text(path)
     try:
-        table = json.loads(text)
+        table = json.loads(text, object_pairs_hook=_refuse_repeats)
         table.pop("__metadata__", None)
         found = {name: _info(path, name, entry, 8 + length) for name, entry in table.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as cause:
-        raise CheckpointError(f"{path} has a broken header: {cause}.", hint=_AGAIN) from cause
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as cause:
+        raise CheckpointError(f"{path} has a broken header: {type(cause).__name__}: {cause}.", hint=_AGAIN) from cause
     _require_exact(path, found, 8 + length, size)
     return found
 
@@ -56,10 +56,33 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 _AGAIN = "Download or copy the file again."
 
 
+def _read_text(path: Path) -> tuple[int, int, bytes]:
+    """The file's size, its header's length, and the header."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, HEADER_LIMIT):
+                raise CheckpointError(f"{path} is truncated or no safetensors file: a header of {length} bytes does not fit its {size} bytes.", hint=_AGAIN)
+            return size, length, file.read(length)
+    except OSError as cause:
+        raise CheckpointError(f"cannot read {path}: {cause.strerror}.") from cause
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return table
+
+
 def _info(path: Path, name: str, entry: dict, base: int) -> TensorInfo:
     dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if dtype not in ITEM_BYTES:
         raise CheckpointError(f"{path}: {name} has the dtype {dtype}.", hint=f"Known are {', '.join(ITEM_BYTES)}.")
+    if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+        raise ValueError(f"{name} has the shape {list(shape)} and the offsets {[start, stop]}")
     if stop - start != prod(shape) * ITEM_BYTES[dtype]:
         raise CheckpointError(f"{path}: {name} takes {stop - start} bytes, its shape {list(shape)} of {dtype} asks for {prod(shape) * ITEM_BYTES[dtype]}.", hint=_AGAIN)
     return TensorInfo(path, dtype, shape, base + start, stop - start)
@@ -102,44 +125,67 @@ class Checkpoint:
                 file.close()
         return digest.hexdigest()
 
+    def source(self) -> Source:
+        """The checkpoint as manifests name it."""
+        total = sum(info.bytes for info in self.headers.values())
+        return Source(self.folder.resolve().name, self.fingerprint(), len(self.headers), total)
+
     def coverage(self, config: ModelConfig, keys: tuple[Key, ...], unused: tuple[Unused, ...]) -> dict[str, str]:
         """Prove that every tensor is known and every known tensor is there.
 
         :returns: tensors that no plan uses, each with its reason.
-        :raises CheckpointError: a tensor is missing, misshapen, of a dtype that is not expected, or unknown.
+        :raises CheckpointError: tensors are missing, misshapen, of a dtype that is not expected, or unknown.
         """
-        wanted = {}
-        for entry in expand(keys, config):
-            wanted[entry.hf] = entry.shape
-            self._require(entry, wanted)
-        reasons = {name: _reason(name, config, unused) for name in self.headers if name not in wanted}
-        unknown = sorted(name for name, reason in reasons.items() if reason is None)
-        if unknown:
-            raise CheckpointError(
-                f"{self.folder} has {len(unknown)} tensor(s) that this model does not: {', '.join(unknown[:3])}{' …' if len(unknown) > 3 else ''}.",
-                hint="Check that config.json belongs to these files (layers, experts, ranks).",
-            )
-        return reasons
+        found = self._findings(config, keys, unused)
+        if found:
+            hints = dict.fromkeys(hint for _, hint in found)
+            raise CheckpointError("\n  ".join(f"{self.folder} {message}" for message, _ in found), hint=" ".join(hints))
+        return {name: reason for name in self.headers if (reason := _reason(name, config, unused))}
 
-    def _require(self, entry: Entry, wanted: dict[str, tuple[int, ...]]) -> None:
-        info = self.headers.get(entry.hf)
-        if info is None:
-            raise CheckpointError(f"{self.folder} lacks the tensor {entry.hf}.", hint="Check that all shards are there and that config.json belongs to them.")
-        if info.shape != entry.shape:
-            raise CheckpointError(f"{info.file}: {entry.hf} has the shape {list(info.shape)}; config.json asks for {list(entry.shape)}.")
-        if info.dtype == "F8_E4M3" and entry.key.linear and self.config.fp8_block:
-            self._require_scales(entry, wanted)
-        elif info.dtype not in FLOATS:
-            raise CheckpointError(f"{info.file}: {entry.hf} is stored as {info.dtype}, where {' or '.join(FLOATS)} is expected.")
+    def problems(self, keys: tuple[Key, ...], unused: tuple[Unused, ...]) -> tuple[Problem, ...]:
+        """What :meth:`coverage` would refuse; empty when nothing."""
+        found = self._findings(self.config, keys, unused)
+        return tuple(Problem("checkpoint", f"{self.folder} {message}", hint) for message, hint in found)
 
-    def _require_scales(self, entry: Entry, wanted: dict[str, tuple[int, ...]]) -> None:
-        grid = tuple(-(-size // self.config.fp8_block) for size in entry.shape)
-        info = self.headers.get(entry.scale_hf)
-        if info is None:
-            raise CheckpointError(f"{self.folder} lacks {entry.scale_hf}, the scales of an FP8 weight.")
-        if info.shape != grid or info.dtype != "F32":
-            raise CheckpointError(f"{info.file}: {entry.scale_hf} is {info.dtype} {list(info.shape)}; F32 {list(grid)} is expected.")
-        wanted[entry.scale_hf] = grid
+    def _findings(self, config: ModelConfig, keys: tuple[Key, ...], unused: tuple[Unused, ...]) -> list[tuple[str, str]]:
+        wanted = dict(_wanted(config, keys))
+        unknown = [name for name in self.headers if name not in wanted and _reason(name, config, unused) is None]
+        wrong = [text for name, want in wanted.items() if name in self.headers and (text := want.complaint(name, self.headers[name]))]
+        groups = (
+            ("lacks", [name for name in wanted if name not in self.headers], _BELONGS),
+            ("has, unlike its config.json,", unknown, _BELONGS),
+            ("has wrongly stored:", wrong, "Check that config.json belongs to these files, quantization_config included."),
+        )
+        return [(f"{verb} {_some(sorted(names))}.", hint) for verb, names, hint in groups if names]
+
+
+_BELONGS = "Check that all files are there and that config.json belongs to them (layers, experts)."
+
+
+@dataclass(frozen=True)
+class Want:
+    """What a tensor's header must say."""
+
+    shape: tuple[int, ...]
+    dtypes: tuple[str, ...]
+
+    def complaint(self, name: str, info: TensorInfo) -> str | None:
+        if info.shape == self.shape and info.dtype in self.dtypes:
+            return None
+        return f"{name} in {info.file.name} is {info.dtype} {list(info.shape)}, where {' or '.join(self.dtypes)} {list(self.shape)} is expected"
+
+
+def _wanted(config: ModelConfig, keys: tuple[Key, ...]) -> Iterator[tuple[str, Want]]:
+    """Every tensor of a checkpoint of ``config``: FP8 linears with the grid of their scales."""
+    for entry in expand(keys, config):
+        quantised = entry.key.linear and config.fp8_block is not None
+        yield entry.hf, Want(entry.shape, ("F8_E4M3",) if quantised else FLOATS)
+        if quantised:
+            yield entry.scale_hf, Want(tuple(-(-size // config.fp8_block) for size in entry.shape), ("F32",))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" … {len(names)} in all" if len(names) > 3 else "")
 
 
 def _reason(name: str, config: ModelConfig, unused: tuple[Unused, ...]) -> str | None:
@@ -148,19 +194,30 @@ def _reason(name: str, config: ModelConfig, unused: tuple[Unused, ...]) -> str |
 
 def _read_headers(folder: Path) -> dict[str, TensorInfo]:
     paths = sorted(folder.glob("*.safetensors"))
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        named = set(files.read_json(index, CheckpointError).get("weight_map", {}).values())
-        missing = sorted(named - {path.name for path in paths})
-        if missing:
-            raise CheckpointError(f"{folder} lacks {len(missing)} of the files in {index.name}: {', '.join(missing[:3])}.", hint="Download them; no tensor is made up.")
-        paths = [folder / name for name in sorted(named)]
+    index = _read_index(folder / INDEX)
+    missing = sorted(set(index.values()) - {path.name for path in paths})
+    if missing:
+        raise CheckpointError(f"{folder} lacks {_some(missing)}: {INDEX} names them.", hint="Download them; no tensor is made up.")
     if not paths:
-        raise CheckpointError(f"{folder} has no *.safetensors files.", hint="Give the folder of a Hugging Face checkpoint, or --graphs-only.")
+        raise CheckpointError(f"{folder} has no *.safetensors files.", hint="Give the folder of a Hugging Face checkpoint; `export --graphs-only` needs config.json alone.")
     found: dict[str, TensorInfo] = {}
     for path in paths:
         for name, info in read_header(path).items():
             if name in found:
-                raise CheckpointError(f"{name} is in {found[name].file.name} and in {path.name}.", hint="Remove the file that does not belong to this checkpoint.")
+                raise CheckpointError(f"{name} is both in {found[name].file.name} and in {path.name}, in {folder}.", hint="Remove the file that does not belong to this checkpoint.")
             found[name] = info
+    stray = sorted(name for name, file in index.items() if name not in found or found[name].file.name != file)
+    if stray:
+        raise CheckpointError(f"{folder / INDEX} places {_some(stray)} in {index[stray[0]]}, which does not hold it.", hint="Index and files are of different downloads.")
     return found
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Tensor → file, as the index says; empty where there is no index."""
+    if not path.exists():
+        return {}
+    index = files.read_json(path, CheckpointError)
+    table = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
+        raise CheckpointError(f"{path} has no weight_map from tensors to files.", hint=_AGAIN)
+    return table

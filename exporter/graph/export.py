@@ -12,7 +12,7 @@ from ..checkpoint.arrange import Source
 from ..checkpoint.reader import Checkpoint
 from ..errors import ExportError, LoadError
 from ..models import FAMILIES, Model, read_model
-from ..models.weights import stored_tensors, weights_layout
+from ..models.weights import file_bytes, stored_tensors, weights_layout
 from ..plan import files, legality
 from ..plan import manifest as records
 from ..plan.manifest import Assembly, FileStamp, GraphsRank
@@ -20,6 +20,7 @@ from ..plan.manifest import Source as SourceRecord
 from ..plan.parallel import Plan, shard
 from ..trace import WEIGHTS
 from .assemble import WHOLE, Place, RankGraphs, RankJob, assemble, finish
+from .weights_file import write_weights
 
 TOKENIZER = "tokenizer.json"
 
@@ -40,21 +41,6 @@ class ExportRequest:
 
 
 @dataclass(frozen=True)
-class ExportReceipt:
-    """What was done."""
-
-    output: Path
-    written: tuple[int, ...]
-    kept: tuple[int, ...]
-    """Ranks that were finished already."""
-    bytes: int
-
-    def summary(self) -> str:
-        kept = f", {len(self.kept)} kept" if self.kept else ""
-        return f"{self.output}: {len(self.written)} rank(s) written{kept}, {self.bytes / 1e6:.1f} MB"
-
-
-@dataclass(frozen=True)
 class Origin:
     """The checkpoint, opened and proven whole; or config.json alone."""
 
@@ -63,26 +49,59 @@ class Origin:
     source: Source | None
 
 
-def export_model(request: ExportRequest, progress: Callable[[int, int, int], None] = lambda rank, done, total: None) -> ExportReceipt:
-    """Write the graphs that were asked for; ranks that are finished are left alone.
+@dataclass(frozen=True)
+class Export:
+    """What has to be done: the decision before the act."""
 
-    :param progress: called with a rank, its weight bytes written so far and in all.
-    :raises MoetrtError: the model, the plan or the folder does not allow it; nothing half-written is left.
+    request: ExportRequest
+    origin: Origin
+    todo: tuple[int, ...]
+    kept: tuple[int, ...]
+    """Ranks that are finished already."""
+    weight_bytes: int
+    """Weights to write, over all of ``todo``, padding included."""
+
+    def summary(self, done: bool = True) -> str:
+        kept = f", {len(self.kept)} kept" if self.kept else ""
+        verb = "written" if done else "would be written"
+        weights = f", {self.weight_bytes / 1e6:.1f} MB of weights" if self.origin.source else ", no weights"
+        return f"{self.request.output}: {len(self.todo)} rank(s) {verb}{kept}{weights}"
+
+
+def plan_export(request: ExportRequest) -> Export:
+    """Read the model, prove it whole, and find the ranks that have to be made.
+
+    :raises MoetrtError: the model, the plan or the folder does not allow it.
     """
     model = read_model(request.model)
-    legality.require(model.config, request.plan, request.precision)
+    legality.require(model.config, request.plan, request.precision, kept_fp8=False)
+    ranks = range(request.plan.ranks) if request.rank is None else (shard(model.config, request.plan, request.rank).rank,)
     origin = _open(model, request.graphs_only)
     _require_folder(request.output)
-    ranks = range(request.plan.ranks) if request.rank is None else (shard(model.config, request.plan, request.rank).rank,)
-    written, kept, total = [], [], 0
-    for rank in ranks:
-        done = _export_rank(request, origin, rank, progress)
-        (written if done else kept).append(rank)
-        total += done
+    todo = tuple(rank for rank in ranks if not _finished(request.output / records.rank_folder(rank), _digest(request, origin, rank)))
+    sizes = (file_bytes(model.config, shard(model.config, request.plan, rank), request.precision) for rank in todo if origin.source)
+    return Export(request, origin, todo, tuple(rank for rank in ranks if rank not in todo), sum(sizes))
+
+
+def export_model(request: ExportRequest, advance: Callable[[int], None] = lambda count: None) -> Export:
+    """Write the graphs that were asked for; ranks that are finished are left alone.
+
+    :param advance: called with each number of weight bytes that were written.
+    :raises MoetrtError: as :func:`plan_export`, or the disk does not allow it; nothing half-written is left.
+    """
+    export = plan_export(request)
+    perform(export, advance)
+    return export
+
+
+def perform(export: Export, advance: Callable[[int], None] = lambda count: None) -> None:
+    """Carry out what was decided."""
+    request = export.request
+    for rank in export.todo:
+        _export_rank(request, export.origin, rank, advance)
     if request.rank is None:
         _drop_other_plans(request)
-    records.write_set("graphs", GraphsRank, request.output, _share_tokenizer(model.folder, request.output))
-    return ExportReceipt(request.output, tuple(written), tuple(kept), total)
+    records.write_set("graphs", GraphsRank, request.output, _share_tokenizer(export.origin.model.folder, request.output))
 
 
 def _open(model: Model, graphs_only: bool) -> Origin:
@@ -91,9 +110,7 @@ def _open(model: Model, graphs_only: bool) -> Origin:
     family = FAMILIES[model.config.family]
     checkpoint = Checkpoint(model.folder, model.config)
     checkpoint.coverage(model.config, family.KEYS, family.UNUSED)
-    total = sum(info.bytes for info in checkpoint.headers.values())
-    record = SourceRecord(model.folder.resolve().name, checkpoint.fingerprint(), len(checkpoint.headers), total)
-    return Origin(model, record, Source(checkpoint, model.config.fp8_block))
+    return Origin(model, checkpoint.source(), Source(checkpoint, model.config.fp8_block))
 
 
 def _require_folder(output: Path) -> None:
@@ -105,33 +122,17 @@ def _require_folder(output: Path) -> None:
         raise ExportError(f"{output} holds {kind}, not graphs.", hint="Choose another --output.")
 
 
-def _export_rank(request: ExportRequest, origin: Origin, rank: int, progress: Callable[[int, int, int], None]) -> int:
-    """:returns: bytes written; 0 where the rank was finished already."""
-    folder = request.output / records.rank_folder(rank)
-    digest = _digest(request, origin, rank)
-    if _finished(folder, digest):
-        return 0
+def _export_rank(request: ExportRequest, origin: Origin, rank: int, advance: Callable[[int], None]) -> None:
     config, part = origin.model.config, shard(origin.model.config, request.plan, rank)
     tensors = stored_tensors(config, part, request.precision)
     layout = weights_layout(tensors)
     places = {placed.name: Place(placed.offset, placed.bytes) for placed in layout.tensors}
     graphs = assemble(RankJob(config, request.plan, part, request.precision, request.attention, places))
-    with files.whole_folder(folder) as partial:
+    with files.whole_folder(request.output / records.rank_folder(rank)) as partial:
         stamps = _write_graphs(partial, graphs, _metadata(request, origin, rank))
         if origin.source:
-            from .weights_file import write_weights
-
-            total = sum(placed.bytes for placed in layout.tensors)
-            done = 0
-
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                progress(rank, done, total)
-
             stamps[WEIGHTS] = write_weights(partial / WEIGHTS, tensors, layout, origin.source, config, advance)
-        files.write_record(partial / records.MANIFEST, _manifest(request, origin, rank, graphs, stamps, digest))
-    return sum(stamp.bytes for stamp in stamps.values())
+        files.write_record(partial / records.MANIFEST, _manifest(request, origin, rank, graphs, stamps))
 
 
 def _digest(request: ExportRequest, origin: Origin, rank: int) -> str:
@@ -172,7 +173,7 @@ def _write_graphs(folder: Path, graphs: RankGraphs, metadata: dict[str, str]) ->
     return stamps
 
 
-def _manifest(request: ExportRequest, origin: Origin, rank: int, graphs: RankGraphs, stamps: dict[str, FileStamp], digest: str) -> GraphsRank:
+def _manifest(request: ExportRequest, origin: Origin, rank: int, graphs: RankGraphs, stamps: dict[str, FileStamp]) -> GraphsRank:
     config = origin.model.config
     return GraphsRank(
         rank=rank,
@@ -191,7 +192,7 @@ def _manifest(request: ExportRequest, origin: Origin, rank: int, graphs: RankGra
         ),
         weights=WEIGHTS if origin.source else None,
         files=stamps,
-        request=digest,
+        request=_digest(request, origin, rank),
         tools=tool_versions("torch", "onnx", "onnxscript"),
     )
 

@@ -1,13 +1,13 @@
 """One rank's ``weights.safetensors``, written once, as a stream: peak memory is a piece of a tensor."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from ..checkpoint.arrange import Source, pieces
 from ..checkpoint.layout import Layout
+from ..checkpoint.writer import Hashing
 from ..models.rope import tables
 from ..models.weights import Stored
 from ..plan.config import ModelConfig
@@ -42,27 +42,3 @@ def _values(tensor: Stored, source: Source, config: ModelConfig) -> Iterator["np
         yield tables(config)[tensor.arrange == "sine"]
     else:
         yield from pieces(tensor, source, (config.nope, config.value))
-
-
-class Hashing:
-    """A file whose sha256 is computed beside the writing: hashing and writing take about as long."""
-
-    def __init__(self, file: BinaryIO, worker: ThreadPoolExecutor) -> None:
-        self.file, self.worker = file, worker
-        self.sha256, self.position, self.pending = hashlib.sha256(), 0, None
-
-    def write(self, data: bytes | memoryview) -> None:
-        if self.pending:
-            self.pending.result()
-        self.pending = self.worker.submit(self.sha256.update, data)
-        self.file.write(data)
-        self.position += len(data)
-
-    def pad_to(self, position: int) -> None:
-        if position > self.position:
-            self.write(bytes(position - self.position))
-
-    def stamp(self) -> FileStamp:
-        if self.pending:
-            self.pending.result()
-        return FileStamp(self.position, self.sha256.hexdigest())

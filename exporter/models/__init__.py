@@ -31,7 +31,7 @@ def read_model(folder: Path) -> Model:
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a {type(raw).__name__}, where an object is expected.")
     family = raw.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ConfigError(f"{path} has model_type {family!r}.", hint=f"Known are {', '.join(sorted(FAMILIES))}.")
     try:
         return Model(path.parent, FAMILIES[family].read_config(raw, family))

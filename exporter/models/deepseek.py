@@ -84,11 +84,11 @@ def read_config(raw: dict[str, Any], family: str) -> ModelConfig:
         rope_theta=_number(_rope(raw), "rope_theta", _number(raw, "rope_theta", 10000.0)),
         yarn=_yarn(raw),
         positions=_count(raw, "max_position_embeddings"),
-        tied=bool(raw.get("tie_word_embeddings", False)),
+        tied=_flag(raw, "tie_word_embeddings", False),
         stored=_stored(raw),
         fp8_block=None if fp8 is None else fp8["weight_block_size"][0],
-        bos=raw.get("bos_token_id"),
-        eos=_ids(raw.get("eos_token_id")),
+        bos=next(iter(_ids(raw, "bos_token_id")), None),
+        eos=_ids(raw, "eos_token_id"),
     )
 
 
@@ -105,8 +105,12 @@ def _refuse_unsupported(raw: dict[str, Any], family: str) -> None:
     quantization = raw.get("quantization_config")
     if quantization is not None:
         block = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
-        if not isinstance(quantization, dict) or quantization.get("quant_method") != "fp8" or not (isinstance(block, list) and len(block) == 2 and block[0] == block[1]):
+        if not isinstance(quantization, dict) or quantization.get("quant_method") != "fp8" or not _square(block):
             raise ConfigError(f"quantization_config is {str(quantization)[:80]}; only FP8 with square weight blocks is supported.", hint="quant_method fp8, weight_block_size [128, 128].")
+
+
+def _square(block: Any) -> bool:
+    return isinstance(block, list) and len(block) == 2 and type(block[0]) is int and block[0] == block[1] > 0
 
 
 def _routing(raw: dict[str, Any], family: str) -> Routing | None:
@@ -120,7 +124,7 @@ def _routing(raw: dict[str, Any], family: str) -> Routing | None:
         groups, top_groups = _count(raw, "n_group", default=1), _count(raw, "topk_group", default=1)
         if experts // groups < 2:
             raise ConfigError(f"{experts} experts in {groups} groups: a group's score is the sum of its two best, so it needs two.")
-        return Routing(experts, top_k, groups, top_groups, normalize=bool(raw.get("norm_topk_prob", True)), scale=scale)
+        return Routing(experts, top_k, groups, top_groups, normalize=_flag(raw, "norm_topk_prob", True), scale=scale)
     _known(raw, "scoring_func", "softmax", ("softmax",))
     limited = _known(raw, "topk_method", "greedy", ("greedy", "group_limited_greedy")) == "group_limited_greedy"
     groups, top_groups = (_count(raw, "n_group"), _count(raw, "topk_group")) if limited else (1, 1)
@@ -161,7 +165,7 @@ def _stored(raw: dict[str, Any]) -> str:
         return "fp8"
     names = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", None: "bf16"}
     name = raw.get("torch_dtype", raw.get("dtype"))
-    if name not in names:
+    if not isinstance(name, str | None) or name not in names:
         raise ConfigError(f"torch_dtype is {name!r}; known are {[known for known in names if known]}.")
     return names[name]
 
@@ -196,15 +200,25 @@ def _even(raw: dict[str, Any], name: str) -> int:
 
 def _number(raw: dict[str, Any], name: str, default: float | None = None) -> float:
     value = raw.get(name, default)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
         raise ConfigError(f"{name} is {value!r}; a number is expected.")
     return float(value)
 
 
-def _ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (value,)
+def _ids(raw: dict[str, Any], name: str) -> tuple[int, ...]:
+    """Token ids, given as one or as a list."""
+    value = raw.get(name)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise ConfigError(f"{name} is {value!r}; a token id or a list of them is expected.")
+    return tuple(ids)
+
+
+def _flag(raw: dict[str, Any], name: str, default: bool) -> bool:
+    value = raw.get(name, default)
+    if not isinstance(value, bool | None):
+        raise ConfigError(f"{name} is {value!r}; true or false is expected.")
+    return default if value is None else value
 
 
 @dataclass(frozen=True)

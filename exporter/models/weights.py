@@ -39,7 +39,7 @@ def stored_tensors(config: ModelConfig, shard: Shard, precision: str) -> tuple[S
     :param precision: ``fp32``, ``fp16``, ``bf16``; or ``int8`` for a forecast of what quantisation writes: linears of
         one byte a weight with a float32 scale per output row, the rest in float32.
     """
-    entries = [entry for entry in expand(FAMILIES[config.family].KEYS, config) if _held(entry, shard)]
+    entries = [entry for entry in expand(FAMILIES[config.family].KEYS, config, shard.layers) if _held(entry, shard)]
     tensors = [tensor for group in _groups(entries) for tensor in _store(group, config, shard, DTYPES.get(precision, "F32"))]
     if config.tied and shard.last:
         tensors.append(_tied_head(config, shard, DTYPES.get(precision, "F32")))

@@ -21,7 +21,7 @@ class Problem:
     hint: str
 
     def __str__(self) -> str:
-        return f"{self.message} {self.hint}"
+        return f"{self.message} {self.hint}".strip()
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,16 @@ def problems(config: ModelConfig, plan: Plan, precision: str, kept_fp8: bool | N
 
 
 def require(config: ModelConfig, plan: Plan, precision: str, kept_fp8: bool | None = None) -> None:
-    """:raises PlanError: the plan is not legal; the message holds every problem, the hint what would work."""
+    """:raises PlanError: the plan is not legal."""
     found = problems(config, plan, precision, kept_fp8)
     if found:
-        hints = dict.fromkeys(problem.hint for problem in found)
-        raise PlanError("\n  ".join(problem.message for problem in found), hint=" ".join(hints))
+        raise refusal(found)
+
+
+def refusal(found: tuple[Problem, ...]) -> PlanError:
+    """One error with every problem, and each hint once."""
+    hints = dict.fromkeys(problem.hint for problem in found)
+    return PlanError("\n  ".join(problem.message for problem in found), hint=" ".join(hints))
 
 
 def tensor_values(config: ModelConfig, keep_fp8: bool) -> list[int]:
@@ -69,16 +74,12 @@ def _tensor_problems(config: ModelConfig, ranks: int, keep_fp8: bool) -> Iterato
     hint = f"Choose --tensor from {', '.join(map(str, tensor_values(config, keep_fp8)))}."
     for cut in uneven:
         yield Problem(cut.what, f"{cut.what}: {cut.width} {cut.unit} cannot be shared evenly among {ranks} tensor ranks.", hint)
-    if misaligned:
-        hint += f" Or --precision bf16: FP8 that is dequantised first may be cut anywhere{_others(config, ranks)}."
+    if misaligned and not uneven:
+        hint += " Or a precision other than fp8: weights that are dequantised first may be cut anywhere."
     for cut in misaligned:
         edge = config.fp8_block
         message = f"{cut.what}: {cut.width} {cut.unit} over {ranks} tensor ranks are {cut.width / ranks:g} each, not a multiple of {edge}: its FP8 scale grid would be cut inside a block."
         yield Problem(cut.what, message, hint)
-
-
-def _others(config: ModelConfig, ranks: int) -> str:
-    return ", though not for the widths above" if any(_uneven(config, ranks)) else ""
 
 
 def _precision_problems(config: ModelConfig, precision: str) -> Iterator[Problem]:

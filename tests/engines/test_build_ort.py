@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 import tiny
-from random_graphs import write_graphs
 from tolerances import BY_DTYPE, LOGITS
 
 from engines.build import EngineRequest, build_engines
@@ -18,21 +17,6 @@ from exporter.ops import DOMAIN
 from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.manifest import EngineRank, RankSet
-from exporter.plan.parallel import Plan
-
-
-@pytest.fixture(scope="module")
-def graphs(tmp_path_factory: pytest.TempPathFactory):
-    """``graphs(family, tensor, …)``: a folder of portable graphs, made on first asking."""
-    made: dict[tuple, Path] = {}
-
-    def make(family: str = "v3", tensor: int = 1, pipeline: int = 1, **options) -> Path:
-        key = (family, tensor, pipeline, *options.items())
-        if key not in made:
-            made[key] = write_graphs(tmp_path_factory.mktemp("graphs") / "graphs", family, Plan(tensor, pipeline), **options)
-        return made[key]
-
-    return make
 
 
 def request(graphs: Path, output: Path, **changes) -> EngineRequest:

@@ -1,13 +1,13 @@
 """Plans for TensorRT-RTX, built without a GPU: every rank of every family, the same twice, and refused with reasons."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 import tiny
-from random_graphs import write_graphs
 
 from engines.backends import load_backend, tensorrt
 from engines.backends.tensorrt import part_done, profiles, read_layers
@@ -16,7 +16,6 @@ from exporter.errors import BuildError, MoetrtError, UsageError
 from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.manifest import EngineRank
-from exporter.plan.parallel import Plan
 
 
 @pytest.fixture(scope="module")
@@ -42,39 +41,35 @@ def layers(folder: Path, rank: int = 0) -> list[dict[str, str]]:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("tensor", [1, 2])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_every_rank_of_every_family_builds(library, tmp_path: Path, family: str, tensor: int, precision: str) -> None:
-    source = write_graphs(tmp_path / "graphs", family, Plan(tensor), precision)
-    receipt = build_engines(request(source, tmp_path / "engines"))
+def test_every_rank_of_every_family_builds(library, graphs, tmp_path: Path, family: str, tensor: int, precision: str) -> None:
+    receipt = build_engines(request(graphs(family, tensor, precision=precision), tmp_path / "engines"))
     assert receipt.built == tuple(range(tensor))
     for rank in range(tensor):
         kinds = [layer["type"] for layer in layers(tmp_path / "engines", rank)]
         assert "gemm" in kinds
-        # embed, and two segments of each of two layers; the logits are gathered.
-        assert (kinds.count("comm_allreduce"), kinds.count("comm_allgather")) == ((5, 1) if tensor > 1 else (0, 0))
+        # For each of two profiles: embed, and two segments of each of two layers; the logits are gathered.
+        assert (kinds.count("comm_allreduce"), kinds.count("comm_allgather")) == ((10, 2) if tensor > 1 else (0, 0))
 
 
 @pytest.mark.parametrize("attention", ["absorbed", "naive"])
-def test_bf16_in_two_stages_builds(library, tmp_path: Path, attention: str) -> None:
-    source = write_graphs(tmp_path / "graphs", "v3", Plan(2, 2), "bf16", attention=attention)
-    build_engines(request(source, tmp_path / "engines", rank=2))
+def test_bf16_in_two_stages_builds(library, graphs, tmp_path: Path, attention: str) -> None:
+    build_engines(request(graphs("v3", 2, 2, "bf16", attention=attention), tmp_path / "engines", rank=2))
     record = rank_record(tmp_path / "engines", 2)
     assert {tensor.name for tensor in record.assembly.signatures["rank"].inputs} >= {"layers.0.dense_ffn.hidden", "layers.0.dense_ffn.update"}
 
 
-def test_a_second_build_gives_the_same_size_and_layers(library, tmp_path: Path) -> None:
-    source = write_graphs(tmp_path / "graphs", "v3", Plan(2))
+def test_a_second_build_gives_the_same_size_and_layers(library, graphs, tmp_path: Path) -> None:
     for name in ("first", "second"):
-        build_engines(request(source, tmp_path / name, rank=0))
+        build_engines(request(graphs("v3", 2), tmp_path / name, rank=0))
     first, second = (rank_record(tmp_path / name).files for name in ("first", "second"))
     assert first["rank.engine"].bytes == second["rank.engine"].bytes
     assert first["rank.layers.json"] == second["rank.layers.json"]
 
 
 @pytest.fixture(scope="module")
-def built(library, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[tuple[int, str, float]]]:
+def built(library, graphs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[tuple[int, str, float]]]:
     """Graphs, their engines, and the progress that was told while building."""
-    folder, told = tmp_path_factory.mktemp("built"), []
-    source = write_graphs(folder / "graphs", "v3")
+    folder, source, told = tmp_path_factory.mktemp("built"), graphs(), []
     build_engines(request(source, folder / "engines", compute_capabilities=("8.0", "12.0")), lambda *step: told.append(step))
     return source, folder / "engines", told
 
@@ -112,8 +107,8 @@ def test_progress_goes_from_nothing_to_all(built) -> None:
     assert all(0 <= part <= 1 for part in parts)
 
 
-def test_a_node_that_the_parser_does_not_know_is_named(library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = write_graphs(tmp_path / "graphs", "v3")
+def test_a_node_that_the_parser_does_not_know_is_named(library, graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Path(shutil.copytree(graphs(), tmp_path / "graphs"))
     path = source / "rank-00/rank.onnx"
     model = onnx.load(path, load_external_data=False)
     node = next(node for node in model.graph.node if node.name == "/layers.1/attention/o/MatMul")

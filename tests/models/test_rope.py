@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from exporter.models import read_model
 from exporter.models.rope import softmax_scale, tables
 
@@ -15,7 +16,10 @@ DATA = Path(__file__).parent.parent / "data"
 def test_tables_equal_transformers_at_every_position_of_the_real_models(name):
     import torch
     from transformers import DeepseekV3Config
-    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
+    from transformers.models.deepseek_v3.modeling_deepseek_v3 import (
+        DeepseekV3Attention,
+        DeepseekV3RotaryEmbedding,
+    )
 
     raw = json.loads((DATA / name / "config.json").read_text())
     raw = {key: value for key, value in raw.items() if key not in ("model_type", "quantization_config", "auto_map", "architectures")}

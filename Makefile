@@ -1,0 +1,52 @@
+# The two commands: `make engines` (checkpoint → per-rank engines → a line of text) and `make test`.
+MODEL     ?= examples/tiny-v3
+TENSOR    ?= 2
+PIPELINE  ?= 1
+PRECISION ?= fp32
+PROMPT    ?= The best thing about computers is
+PYTHON    ?= python3
+
+OUT      := build/$(notdir $(abspath $(MODEL)))-tp$(TENSOR)-pp$(PIPELINE)
+BIN      := .venv/bin
+READY    := .venv/.ready
+# Every backend that installs here; asked only when a recipe needs it.
+BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx)
+
+.PHONY: setup engines calibration compare test bench lint help
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: MODEL=$(MODEL) TENSOR=$(TENSOR) PIPELINE=$(PIPELINE) PRECISION=$(PRECISION) BACKENDS='ort tensorrt-rtx'"
+
+setup: $(READY) ## Make .venv with everything that the other targets need
+
+$(READY): setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[export,ort,test]'
+	$(BIN)/pip install --quiet --editable '.[tensorrt-rtx]' || echo "TensorRT-RTX does not install here; its engines and tests are skipped." >&2
+	touch $@
+
+engines: setup ## Export MODEL, build its engines for BACKENDS, end with a line of text
+	$(BIN)/moetrt export $(MODEL) --output $(OUT)/graphs --tensor $(TENSOR) --pipeline $(PIPELINE) --precision $(PRECISION)
+	set -e; for backend in $(BACKENDS); do $(BIN)/moetrt build $(OUT)/graphs --backend $$backend --output $(OUT)/engines/$$backend; done
+	$(BIN)/moetrt run $(OUT)/engines/ort --prompt "$(PROMPT)" --max-tokens 48
+
+calibration: setup ## INT8 calibration over the model's prompts (comes with the INT8 issue)
+	@echo "moetrt calibrate does not exist yet: INT8 is the next piece of work. Engines are float until then." >&2; exit 1
+
+compare: engines ## Engines against transformers; against TensorRT where a GPU can run it
+	$(BIN)/moetrt compare $(OUT)/engines/ort $(MODEL) --prompts $(MODEL)/prompts-heldout.txt
+	@echo "TensorRT: skipped, running its engines needs a CUDA device and a TensorRT session, which does not exist yet."
+
+test: setup ## Run the tests
+	$(BIN)/python -m pytest
+
+bench: setup ## Time and memory of export, as ratios measured on this machine
+	$(BIN)/python benchmarks/export_671b.py
+	$(BIN)/python benchmarks/export_throughput.py
+
+lint: setup ## Check the style
+	$(BIN)/ruff check .
