@@ -3,7 +3,7 @@ MODEL     ?= examples/tiny-v3
 TENSOR    ?= 2
 PIPELINE  ?= 1
 PRECISION ?= fp32
-PROMPT    ?= The best thing about computers is
+PROMPT    ?= The nice thing about computers is
 PYTHON    ?= python3
 
 OUT      := build/$(notdir $(abspath $(MODEL)))-tp$(TENSOR)-pp$(PIPELINE)

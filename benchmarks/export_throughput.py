@@ -52,13 +52,13 @@ def write_checkpoint(folder: Path, gib: float) -> int:
 def export(model: Path, output: Path, precision: str) -> None:
     from exporter.graph.export import ExportRequest, export_model
     from exporter.plan.parallel import Plan
-    from exporter.trace import KINDS, TemplateKey, trace
+    from exporter.trace import KINDS, template_key, trace
 
     from exporter.models import read_model  # isort: skip
 
     config = read_model(model).config
     for kind in KINDS:
-        trace(TemplateKey(kind, config, 1, precision))
+        trace(template_key(kind, config, 1, precision, "absorbed"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
     export_model(ExportRequest(model, output, Plan(), precision=precision))

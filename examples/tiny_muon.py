@@ -28,7 +28,9 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum whose matrices are orthogonalised; stacked experts count as one matrix each."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -62,7 +64,9 @@ class Muon(torch.optim.Optimizer):
             parameter.add_(update.reshape(parameter.shape), alpha=-lr * scale)
 
 
-def make_optimizers(model: nn.Module, muon_lr: float, adam_lr: float, weight_decay: float) -> tuple[torch.optim.Optimizer, ...]:
+def make_optimizers(
+    model: nn.Module, muon_lr: float, adam_lr: float, weight_decay: float
+) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the matrices inside the layers, AdamW for embedding, head, norms and routers."""
     muon, decayed, plain = [], [], []
     for name, parameter in model.named_parameters():

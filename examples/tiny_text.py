@@ -1,4 +1,4 @@
-"""The text under the tiny-v3 sample: fortunes, Python's own manual and its docstrings, as short documents."""
+"""The text under the tiny-v3 sample: fortunes, Python's manual, its help and its docstrings, as short documents."""
 
 import ast
 import codecs
@@ -41,13 +41,35 @@ CRUDE_ROT13 = (
     "fhvpvqr|pbaqbz\\j*|pbagenprcg\\j*|zvfgerff\\j*|frqhp\\j*|yhfg\\j*|encvat|perzngr\\j*|juvccrq|cravf|intvan|grfgvpyr\\j*|"
     "fpebg\\j*|obaqntr|fnqvf\\j*|znfbpu\\j*|vaprfg|crqb\\j*|puvyqzbyrf\\j*|ubeal|trel|onyyf|fperjrq|ynvq|wrjrff|qlxr|tnl|tnlf|"
     "juvgrf|pbyberq|enpvfg|fynirel|xvyy|xvyyrq|zheqre\\j*|ubyybpnhfg|negvsvpvnyvafrzvangvba|oenffvrer|cnagvrf|cnagl|"
+    "cbyvfu|vevfu|zrkvpnaf?|wrfhf|puevfg|puevfgvna\\j*|nyynu|vfynz\\j*|pngubyvp\\j*|certana\\j*|fcrez|ohgg|chxr|"
+    "ergneq\\j*|zbeba\\j*|orqebbz\\j*|ybiref?|xvff\\j*|qehax\\j*|yfq|pbpnvar|qbcr|znevwhnan|jrapu\\j*|fphz\\j*|fcnfgvp|cbbc|"
     "haqerff\\j*|srgvfu|oybaqrf?|oblsevraq|tveysevraq|qnza\\j*|uryy"
 )
 """Words that bar a fortune, rotated by 13 letters as fortune files themselves do: nobody should have to read them here."""
 
 CRUDE = re.compile(r"\b(" + codecs.decode(CRUDE_ROT13, "rot13") + r")\b", re.IGNORECASE)
 
-NO_DOCSTRINGS = {"test", "tests", "idle_test", "idlelib", "lib2to3", "site-packages", "pydoc_data", "__pycache__"}
+LEFT_OUT_PAGES = (
+    "reference/",
+    "library/stdtypes",
+    "library/string",
+    "library/pdb",
+    "c-api/",
+    "distutils/",
+    "license",
+)
+"""Beginnings of manual pages that are not used: those behind the help topics, terms, and what few readers open."""
+
+NO_DOCSTRINGS = {
+    "test",
+    "tests",
+    "idle_test",
+    "idlelib",
+    "lib2to3",
+    "site-packages",
+    "pydoc_data",
+    "__pycache__",
+}
 """Folders of the standard library whose docstrings are not collected: tests, tables and installed packages."""
 
 
@@ -56,7 +78,7 @@ class Document:
     """One short text."""
 
     source: str
-    """``fortunes``, ``topics`` or ``docstrings``."""
+    """``fortunes``, ``topics``, ``docstrings`` or ``manual``."""
     text: str
     """Stripped; never contains `SEPARATOR`."""
 
@@ -69,14 +91,15 @@ class Corpus:
     heldout: tuple[Document, ...]
 
 
-def collect_corpus(fortunes: Path, library: Path, heldout: float, seed: int) -> Corpus:
+def collect_corpus(fortunes: Path, manual: Path, library: Path, heldout: float, seed: int) -> Corpus:
     """Everything, without repeated paragraphs, shuffled; the first ``heldout`` of all characters is held out.
 
     :param fortunes: folder with the fortune files, e.g. ``/usr/share/games/fortunes``
+    :param manual: folder with the manual's reStructuredText, e.g. ``/usr/share/doc/python3.11/html/_sources``
     :param library: folder of the standard library's sources
     :param heldout: share of all characters, 0 to 1
     """
-    found = [*read_fortunes(fortunes), *read_topics(), *read_docstrings(library)]
+    found = [*read_fortunes(fortunes), *read_topics(), *read_docstrings(library), *read_manual(manual)]
     documents = [piece for document in drop_repeats(found) for piece in cut(document)]
     random.Random(seed).shuffle(documents)
     wanted = heldout * sum(len(document.text) for document in documents)
@@ -113,13 +136,20 @@ def read_docstrings(library: Path) -> Iterator[Document]:
             yield from (Document("docstrings", text) for text in docstrings_of(tree, place.as_posix()))
 
 
+def read_manual(folder: Path) -> Iterator[Document]:
+    """The manual's pages as their authors wrote them."""
+    for path in sorted(folder.rglob("*.rst.txt")):
+        if not path.relative_to(folder).as_posix().startswith(LEFT_OUT_PAGES):
+            yield Document("manual", path.read_text(encoding="utf-8").strip())
+
+
 def docstrings_of(tree: ast.Module, place: str) -> Iterator[str]:
     """``# json/decoder.py``, the signature, the docstring: one text for each documented definition."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         words = ast.get_docstring(node)
-        if not words or SEPARATOR in words or CRUDE.search(words):
+        if not words or SEPARATOR in words:
             continue
         quoted = f'"""{words}\n"""' if "\n" in words else f'"""{words}"""'
         if isinstance(node, ast.Module):

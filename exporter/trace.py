@@ -10,7 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class TemplateKey:
-    """All that a template depends on: equal keys give one trace."""
+    """All that a template depends on: equal keys give one trace. Made by :func:`template_key`."""
 
     kind: str
     config: ModelConfig
@@ -37,7 +37,24 @@ class TemplateKey:
     attention: str = "absorbed"
 
 
-@lru_cache(maxsize=64)
+READS = {
+    "embed": ("hidden", "vocab"),
+    "attention": ("hidden", "heads", "q_lora", "kv_lora", "nope", "rope", "value", "norm_epsilon", "yarn", "positions"),
+    "dense_ffn": ("hidden", "dense_width", "norm_epsilon"),
+    "moe_ffn": ("hidden", "routing", "expert_width", "shared_experts", "norm_epsilon"),
+    "head": ("hidden", "vocab", "norm_epsilon"),
+}
+"""Kind → the fields of the configuration that its module reads. The others are None in a key, so that models which
+differ there share a trace; a module that reads more fails at once."""
+
+
+def template_key(kind: str, config: ModelConfig, tensor: int, precision: str, attention: str) -> TemplateKey:
+    """The key of a kind's template in a model."""
+    values = {field.name: getattr(config, field.name) if field.name in READS[kind] else None for field in fields(config)}
+    return TemplateKey(kind, ModelConfig(**values), tensor, precision, attention if kind == "attention" else "absorbed")
+
+
+@lru_cache(maxsize=256)
 def trace(key: TemplateKey) -> "onnx.ModelProto":
     """The template of a segment kind.
 
@@ -76,25 +93,41 @@ def _export(key: TemplateKey) -> Any:
     return program.model
 
 
+CALLS = {
+    "embed": (("token_ids",), ["partial"]),
+    "attention": (("hidden", "update", "start", "cache"), ["hidden.out", "partial", "cache.out"]),
+    "dense_ffn": (("hidden", "update"), ["hidden.out", "partial"]),
+    "moe_ffn": (("hidden", "update"), ["hidden.out", "partial"]),
+    "head": (("hidden", "update", "select"), ["partial"]),
+}
+"""Kind → its inputs and outputs, by their local names."""
+
+
 def _segment(key: TemplateKey) -> tuple[Any, dict[str, tuple[Any, dict[int, str]]], list[str]]:
     """The module, its inputs with their symbolic dimensions, its outputs' names."""
     import torch
 
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[key.precision]
-    batch, tokens, context, selected = 2, 5, 32, 3
-    ids = (torch.empty(batch, tokens, dtype=torch.int64), {0: BATCH, 1: TOKENS})
-    start = (torch.empty(batch, dtype=torch.int64), {0: BATCH})
-    select = (torch.empty(batch, selected, dtype=torch.int64), {0: BATCH, 1: SELECTED})
-    cache = (torch.empty(batch, context, key.config.latent, dtype=dtype), {0: BATCH, 1: CONTEXT})
-    stream = {name: (torch.empty(batch, tokens, key.config.hidden, dtype=dtype), {0: BATCH, 1: TOKENS}) for name in ("hidden", "update")}
-    inputs, outputs = {
-        "embed": ({"token_ids": ids}, ["partial"]),
-        "attention": ({**stream, "start": start, "cache": cache}, ["hidden.out", "partial", "cache.out"]),
-        "dense_ffn": (stream, ["hidden.out", "partial"]),
-        "moe_ffn": (stream, ["hidden.out", "partial"]),
-        "head": ({**stream, "select": select}, ["partial"]),
-    }[key.kind]
-    return _module(key, dtype).eval(), inputs, outputs
+    stream = ((BATCH, TOKENS, key.config.hidden), dtype)
+    shapes = {
+        "token_ids": ((BATCH, TOKENS), torch.int64),
+        "hidden": stream,
+        "update": stream,
+        "start": ((BATCH,), torch.int64),
+        "select": ((BATCH, SELECTED), torch.int64),
+        "cache": ((BATCH, CONTEXT, key.config.latent if key.kind == "attention" else None), dtype),
+    }
+    names, outputs = CALLS[key.kind]
+    return _module(key, dtype).eval(), {name: _example(*shapes[name]) for name in names}, outputs
+
+
+def _example(shape: tuple[int | str, ...], dtype: "torch.dtype") -> tuple[Any, dict[int, str]]:
+    """A fake tensor whose symbolic dimensions have sizes that torch does not mistake for constants."""
+    import torch
+
+    sizes = {BATCH: 2, TOKENS: 5, CONTEXT: 32, SELECTED: 3}
+    symbols = {axis: dim for axis, dim in enumerate(shape) if isinstance(dim, str)}
+    return torch.empty([sizes.get(dim, dim) for dim in shape], dtype=dtype), symbols
 
 
 def _module(key: TemplateKey, dtype: "torch.dtype") -> Any:

@@ -40,6 +40,27 @@ def spoiled(checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., Pa
     return copy
 
 
+@pytest.fixture(scope="session")
+def engines(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``engines(family, tensor, pipeline, …)``: a folder of ONNX Runtime engines, made on first asking; ``../graphs`` are its graphs."""
+    from engines.build import EngineRequest, build_engines
+    from exporter.graph.export import ExportRequest, export_model
+    from exporter.plan.parallel import Plan
+
+    made: dict[tuple, Path] = {}
+
+    def make(family: str = "v3", tensor: int = 1, pipeline: int = 1, dtype: str = "bf16", **options) -> Path:
+        key = (family, tensor, pipeline, dtype, *sorted(options.items()))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("engines")
+            export_model(ExportRequest(checkpoint(family, dtype), folder / "graphs", Plan(tensor, pipeline), **options))
+            build_engines(EngineRequest(folder / "graphs", "ort", folder / "ort"))
+            made[key] = folder / "ort"
+        return made[key]
+
+    return make
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command line came to."""

@@ -11,7 +11,7 @@ from ..plan.config import ModelConfig
 from ..plan.parallel import Plan, Shard
 from ..plan.schedule import AllGather, AllReduce, Launch, Receive, Send, Step
 from ..plan.signature import Signature, State, Tensor
-from ..trace import OPSET, WEIGHTS, TemplateKey, trace
+from ..trace import OPSET, WEIGHTS, template_key, trace
 
 if TYPE_CHECKING:
     import onnx
@@ -84,7 +84,7 @@ class RankJob:
     """Weight name → place; empty offsets when only graphs are wanted."""
 
     def template(self, kind: str) -> "onnx.ModelProto":
-        return trace(TemplateKey(kind, self.config, self.plan.tensor, self.precision, self.attention))
+        return trace(template_key(kind, self.config, self.plan.tensor, self.precision, self.attention))
 
 
 def assemble(job: RankJob) -> RankGraphs:

@@ -153,12 +153,14 @@ def first_documents(tokenizer: AutoTokenizer, count: int) -> tuple[Tensor, int]:
 
 def counted_loads(model: DeepseekV3ForCausalLM) -> list[Tensor]:
     """Counters that every later forward pass adds each layer's choices to. *Shape of each:* ``(experts,)``"""
-    loads = []
-    for layer in model.model.layers[1:]:
-        load = torch.zeros(16, dtype=torch.long)
-        count = lambda module, _, output, load=load: load.add_(output[2].flatten().bincount(minlength=16))  # noqa: E731
-        layer.mlp.gate.register_forward_hook(count)
-        loads.append(load)
+    gates = [layer.mlp.gate for layer in model.model.layers[1:]]
+    loads = [torch.zeros(16, dtype=torch.long) for _ in gates]
+
+    def count(load: Tensor, chosen: Tensor) -> None:
+        load += chosen.flatten().bincount(minlength=16)
+
+    for gate, load in zip(gates, loads, strict=True):
+        gate.register_forward_hook(lambda module, _, output, load=load: count(load, output[2]))
     return loads
 
 
@@ -179,8 +181,9 @@ def test_held_out_text_costs_what_metrics_say_and_every_expert_works(
     assert all((load > 0).all() for load in loads)
 
 
-def test_no_expert_is_dead_and_loads_differ(metrics: dict) -> None:
+def test_no_expert_is_dead_and_loads_are_even_only_over_much_text(metrics: dict) -> None:
     for counts in metrics["heldout"]["expert_choices"]:
-        shares = [count / sum(counts) for count in counts]
-        assert min(shares) > 0.005
-        assert max(shares) > 1.2 * min(shares)
+        assert min(counts) > 0.005 * sum(counts)
+        assert max(counts) > 1.1 * min(counts)
+    for counts in metrics["heldout_slice"]["expert_choices"]:
+        assert max(counts) > 1.5 * min(counts)

@@ -6,31 +6,11 @@ import tiny
 from tolerances import TRANSFORMERS
 
 from engines import load
-from engines.build import EngineRequest, build_engines
-from exporter.graph.export import ExportRequest, export_model
-from exporter.plan.parallel import Plan
 
 FAMILIES = tuple(tiny.FAMILIES)
 PLANS = [(tensor, pipeline) for tensor in (1, 2, 4) for pipeline in (1, 2)]
 PROMPTS = (np.random.default_rng(7).integers(2, 128, 21).tolist(), np.random.default_rng(8).integers(2, 128, 9).tolist())
 NEW = 16
-
-
-@pytest.fixture(scope="session")
-def engines(checkpoint, tmp_path_factory):
-    """``engines(family, tensor, pipeline, …)``: a folder of ONNX Runtime engines, made on first asking."""
-    made = {}
-
-    def make(family: str, tensor: int = 1, pipeline: int = 1, dtype: str = "bf16", **options):
-        key = (family, tensor, pipeline, dtype, *sorted(options.items()))
-        if key not in made:
-            folder = tmp_path_factory.mktemp("engines")
-            export_model(ExportRequest(checkpoint(family, dtype), folder / "graphs", Plan(tensor, pipeline), **options))
-            build_engines(EngineRequest(folder / "graphs", "ort", folder / "ort"))
-            made[key] = folder / "ort"
-        return made[key]
-
-    return make
 
 
 @pytest.fixture(scope="session")
