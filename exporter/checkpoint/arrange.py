@@ -1,7 +1,9 @@
 """Checkpoint tensors become stored ones, in pieces of bounded size: sliced, transposed, stacked, cast."""
 
+import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import ExportError
 from ..plan.parallel import Range
@@ -12,16 +14,55 @@ if TYPE_CHECKING:
 
     from .reader import Checkpoint
 
+Arrange = Literal["rows", "transpose", "key_up", "value_up", "interleave", "stack", "cosine", "sine"]
+"""How sources become the stored tensor."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a weights file."""
+
+    name: str
+    dtype: str
+    """As safetensors names it."""
+    shape: tuple[int, ...]
+    arrange: Arrange
+    sources: tuple[str, ...] = ()
+    """Checkpoint tensors that it is made of, by their Hugging Face names."""
+    rows: Range | None = None
+    """Rows of the source that this rank takes; None for all."""
+    columns: Range | None = None
+
+
 PIECE_BYTES = 32 << 20
 """Aim for the size of one piece: what is held in memory at a time."""
 
 
-def fp8_block_scales(scales: "np.ndarray", rows: Range, columns: Range, block: int) -> "np.ndarray":
-    """One scale per value of a sub-matrix, from the grid of ``block × block`` scales. *Shape:* ``(rows, columns)``"""
+def scale_blocks(values: "np.ndarray", scales: "np.ndarray", rows: Range, columns: Range, block: int) -> "np.ndarray":
+    """Multiply a sub-matrix by the grid of ``block × block`` scales of its whole, in place.
+
+    :param values: float32 ``(rows, columns)``
+    :param scales: float32, of the whole matrix.
+    """
     import numpy as np
 
-    row, column = np.arange(rows.start, rows.stop) // block, np.arange(columns.start, columns.stop) // block
-    return scales[row][:, column]
+    column = np.arange(columns.start, columns.stop) // block
+    row = rows.start
+    while row < rows.stop:
+        stop = min((row // block + 1) * block, rows.stop)
+        values[row - rows.start : stop - rows.start] *= scales[row // block][column]
+        row = stop
+    return values
+
+
+def turned(values: "np.ndarray") -> "np.ndarray":
+    """The transpose, C-contiguous: by torch, whose blocked copy is some five times as fast as numpy's."""
+    import torch
+
+    bits = values.view({2: "int16", 4: "int32"}[values.itemsize])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the checkpoint is mapped read-only, and nothing is written to it
+        return torch.from_numpy(bits).T.contiguous().numpy().view(values.dtype)
 
 
 class Source:
@@ -55,11 +96,11 @@ class Source:
         import ml_dtypes
         import numpy as np
 
-        scales = fp8_block_scales(self._view(name.replace(".weight", ".weight_scale_inv")), rows, columns, self.block)
-        return (to_float32(part.view(np.uint8)) * scales).astype(ml_dtypes.bfloat16)
+        scales = self._view(name.replace(".weight", ".weight_scale_inv"))
+        return scale_blocks(to_float32(part.view(np.uint8)), scales, rows, columns, self.block).astype(ml_dtypes.bfloat16)
 
 
-def pieces(tensor: "Stored", source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:  # noqa: F821
+def pieces(tensor: Stored, source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:
     """The stored tensor's values in file order, as C-contiguous arrays of its dtype.
 
     :param split: widths of a head's key and value parts (nope, value), for the two halves of ``kv_b``.
@@ -68,39 +109,39 @@ def pieces(tensor: "Stored", source: Source, split: tuple[int, int]) -> Iterator
         yield cast(piece, tensor.dtype, tensor.name)
 
 
-def _rows(tensor, source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:
+def _rows(tensor: Stored, source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:
     (name,), shape = tensor.sources, source.shape(tensor.sources[0])
     whole = tensor.rows or Range(0, shape[0])
     for rows in _steps(whole, shape[-1] if len(shape) == 2 else 1):
         yield source.read(name, rows, tensor.columns)
 
 
-def _transpose(tensor, source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:
+def _transpose(tensor: Stored, source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:
     (name,), shape = tensor.sources, source.shape(tensor.sources[0])
     for columns in _steps(tensor.columns or Range(0, shape[1]), len(tensor.rows or range(shape[0]))):
-        yield source.read(name, tensor.rows, columns).T
+        yield turned(source.read(name, tensor.rows, columns))
 
 
-def _key_up(tensor, source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:
+def _key_up(tensor: Stored, source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:
     nope, value = split
     for start in range(tensor.rows.start, tensor.rows.stop, nope + value):
         yield source.read(tensor.sources[0], Range(start, start + nope))
 
 
-def _value_up(tensor, source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:
+def _value_up(tensor: Stored, source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:
     nope, value = split
     for start in range(tensor.rows.start, tensor.rows.stop, nope + value):
-        yield source.read(tensor.sources[0], Range(start + nope, start + nope + value)).T
+        yield turned(source.read(tensor.sources[0], Range(start + nope, start + nope + value)))
 
 
-def _interleave(tensor, source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:
+def _interleave(tensor: Stored, source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:
     import numpy as np
 
     for gate, up in zip(tensor.sources[::2], tensor.sources[1::2], strict=True):
         yield np.stack([source.read(gate), source.read(up)], axis=1)
 
 
-def _stack(tensor, source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:
+def _stack(tensor: Stored, source: Source, split: tuple[int, int]) -> Iterator["np.ndarray"]:
     for name in tensor.sources:
         yield source.read(name)
 

@@ -5,11 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoint.arrange import Source, pieces
+from ..checkpoint.arrange import Source, Stored, pieces
 from ..checkpoint.layout import Layout
 from ..checkpoint.writer import Hashing
 from ..models.rope import tables
-from ..models.weights import Stored
 from ..plan.config import ModelConfig
 from ..plan.files import whole_file
 from ..plan.manifest import FileStamp

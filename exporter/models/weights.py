@@ -1,9 +1,8 @@
 """What a rank's weights file holds, and how each tensor is made from the checkpoint's: pure data, in file order."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
+from ..checkpoint.arrange import Stored
 from ..checkpoint.keys import Entry, expand
 from ..checkpoint.layout import Layout, layout
 from ..plan.config import ModelConfig
@@ -12,26 +11,6 @@ from . import FAMILIES
 
 DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 """Precision → safetensors dtype of the weights."""
-
-Arrange = Literal["rows", "transpose", "key_up", "value_up", "interleave", "stack", "cosine", "sine"]
-"""How sources become the stored tensor: see :mod:`exporter.checkpoint.arrange`, which does it."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """One tensor of a weights file."""
-
-    name: str
-    dtype: str
-    """As safetensors names it."""
-    shape: tuple[int, ...]
-    arrange: Arrange
-    sources: tuple[str, ...] = ()
-    """Checkpoint tensors that it is made of, by their Hugging Face names."""
-    rows: Range | None = None
-    """Rows of the source that this rank takes; None for all."""
-    columns: Range | None = None
-
 
 def stored_tensors(config: ModelConfig, shard: Shard, precision: str) -> tuple[Stored, ...]:
     """Every tensor of ``shard``'s weights file, in file order.
