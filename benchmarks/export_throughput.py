@@ -2,8 +2,9 @@
 
     python benchmarks/export_throughput.py [--gib 2] [--precision bf16]
 
-The checkpoint is random bf16 of a DeepSeek-V3-style model, written here; both sides read it warm and write to the same
-disk, and ``cp`` is followed by nothing, while export also hashes what it writes.
+The checkpoint is random bf16 of a DeepSeek-V3-style model, written here. Both sides read it warm and write to the same
+disk; export also hashes what it writes. Tracing is done before the clock starts: it costs the same for any size.
+Memory is the growth of the process's peak over what torch and the templates hold, mapped checkpoint pages included.
 """
 
 import argparse
@@ -11,11 +12,22 @@ import json
 import math
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
+
+from exporter.checkpoint.keys import expand
+from exporter.checkpoint.layout import ITEM_BYTES
+from exporter.checkpoint.writer import header
+from exporter.graph.export import ExportRequest, export_model
+from exporter.models import deepseek, read_model
+from exporter.plan.parallel import Plan
+from exporter.trace import KINDS, template_key, trace
 
 CONFIG = {
     "model_type": "deepseek_v3", "hidden_size": 2048, "num_hidden_layers": 4, "first_k_dense_replace": 1, "num_attention_heads": 16,
@@ -28,34 +40,22 @@ CONFIG = {
 
 def write_checkpoint(folder: Path, gib: float) -> int:
     """A random checkpoint of at least ``gib`` GiB; more layers make it larger. :returns: bytes of its largest tensor."""
-    from exporter.checkpoint.keys import expand
-    from exporter.checkpoint.layout import layout
-    from exporter.models import FAMILIES
-    from exporter.models.deepseek import read_config
-
     layer_bytes = 64 * 3 * 2048 * 1024 * 2
-    config = CONFIG | {"num_hidden_layers": max(3, math.ceil(gib * 2**30 / layer_bytes))}
+    config = CONFIG | {"num_hidden_layers": 2 + math.ceil(gib * 2**30 / layer_bytes)}
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
-    entries = list(expand(FAMILIES["deepseek_v3"].KEYS, read_config(config, "deepseek_v3")))
-    placed = layout((entry.hf, "F32" if entry.hf.endswith("bias") else "BF16", entry.shape) for entry in entries)
-    import numpy as np
-
+    entries = list(expand(deepseek.KEYS, deepseek.read_config(config, "deepseek_v3")))
+    tensors = [(entry.hf, "F32" if entry.hf.endswith("bias") else "BF16", entry.shape) for entry in entries]
+    sizes = [math.prod(shape) * ITEM_BYTES[dtype] for _, dtype, shape in tensors]
     noise = (np.random.default_rng(0).standard_normal(1 << 22, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
     with open(folder / "model.safetensors", "wb") as file:
-        file.write(placed.header)
-        while file.tell() < placed.total_bytes:
-            file.write(noise[: placed.total_bytes - file.tell()])
-    return max(tensor.bytes for tensor in placed.tensors)
+        start = file.write(header(tensors))
+        while (left := start + sum(sizes) - file.tell()) > 0:
+            file.write(noise[:left])
+    return max(sizes)
 
 
 def export(model: Path, output: Path, precision: str) -> None:
-    from exporter.graph.export import ExportRequest, export_model
-    from exporter.plan.parallel import Plan
-    from exporter.trace import KINDS, template_key, trace
-
-    from exporter.models import read_model  # isort: skip
-
     config = read_model(model).config
     for kind in KINDS:
         trace(template_key(kind, config, 1, precision, "absorbed"))
@@ -63,20 +63,25 @@ def export(model: Path, output: Path, precision: str) -> None:
     started = time.perf_counter()
     export_model(ExportRequest(model, output, Plan(), precision=precision))
     seconds = time.perf_counter() - started
-    # Mapped checkpoint pages count as resident but are the page cache's; anonymous memory is what export holds.
-    peak = max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, 0)
-    print(json.dumps({"seconds": seconds, "growth_kib": peak, "anonymous_kib": anonymous_kib()}))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(json.dumps({"seconds": seconds, "growth_kib": peak}))
 
 
-def anonymous_kib() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+def seconds_of(command: list) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, check=True)
+    return time.perf_counter() - started
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    return {"min": round(min(seconds), 2), "median": round(statistics.median(seconds), 2), "max": round(max(seconds), 2)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gib", type=float, default=2.0)
     parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--child", nargs=2, type=Path)
     arguments = parser.parse_args()
     if arguments.child:
@@ -85,22 +90,21 @@ def main() -> None:
         model, copy = Path(folder) / "model", Path(folder) / "copy"
         largest = write_checkpoint(model, arguments.gib)
         total = sum(file.stat().st_size for file in model.iterdir())
-        runs = []
-        for _ in range(3):
-            started = time.perf_counter()
-            subprocess.run(["cp", "-r", model, copy], check=True)
-            copied = time.perf_counter() - started
+        copies, exports, growth = [], [], 0
+        for _ in range(arguments.runs):
+            copies.append(seconds_of(["cp", "-r", model, copy]))
             shutil.rmtree(copy)
             command = [sys.executable, __file__, "--precision", arguments.precision, "--child", model, copy]
             result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            runs.append(result | {"cp_over_export": copied / result["seconds"]})
+            exports.append(result["seconds"])
+            growth = max(growth, result["growth_kib"] * 1024)
+            written = sum(file.stat().st_size for file in copy.glob("rank-*/*"))
             shutil.rmtree(copy)
-        ratios = sorted(run["cp_over_export"] for run in runs)
         print(json.dumps({
-            "bytes": total, "precision": arguments.precision, "largest_tensor_bytes": largest,
-            "export_seconds": [round(run["seconds"], 2) for run in runs],
-            "cp_seconds_over_export_seconds": {"min": round(ratios[0], 2), "median": round(ratios[1], 2), "max": round(ratios[2], 2)},
-            "peak_rss_growth_over_largest_tensor": round(max(run["growth_kib"] for run in runs) * 1024 / largest, 2),
+            "bytes_read": total, "bytes_written": written, "precision": arguments.precision, "largest_tensor_bytes": largest,
+            "export_seconds": spread(exports), "cp_seconds": spread(copies),
+            "throughput_over_cp": round(statistics.median(copies) / statistics.median(exports), 2),
+            "peak_rss_growth_over_largest_tensor": round(growth / largest, 2),
         }))  # fmt: skip
     return None
 
