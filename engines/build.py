@@ -14,7 +14,6 @@ from exporter.plan.manifest import EngineRank, FileStamp, GraphsRank
 from .backends import load_backend
 from .backends.contract import Backend, RankBuild, RankEngines
 
-TOKENIZER = "tokenizer.json"
 USUAL_CONTEXT = 4096
 """Cache positions where none are asked for and the model has as many."""
 
@@ -76,12 +75,12 @@ def build_engines(request: EngineRequest, progress: Progress = lambda rank, what
         _require_buildable(request, backend, record)
     _require_folder(request, next(iter(ranks.values())))
     wanted = {rank: _manifest_digest(request, backend, record) for rank, record in ranks.items()}
-    todo = [rank for rank in ranks if not _finished(request.output / records.rank_folder(rank), wanted[rank])]
+    todo = [rank for rank in ranks if not records.finished(EngineRank, request.output / records.rank_folder(rank), wanted[rank])]
     kept = tuple(rank for rank in ranks if rank not in todo)
     if request.dry_run:
         return EngineReceipt(request.output, request.backend, tuple(todo), kept, 0, dry_run=True)
     total = sum(_build_rank(request, backend, ranks[rank], wanted[rank], progress) for rank in todo)
-    records.write_set("engines", EngineRank, request.output, _share_tokenizer(request))
+    records.write_set("engines", EngineRank, request.output, records.share_file(request.graphs / records.TOKENIZER, request.output))
     return EngineReceipt(request.output, request.backend, tuple(todo), kept, total)
 
 
@@ -121,12 +120,7 @@ def max_context(request: EngineRequest, config: ModelConfig) -> int:
 def _require_folder(request: EngineRequest, record: GraphsRank) -> None:
     """Refuse a folder that is someone else's."""
     output = request.output
-    if output.exists() and not output.is_dir():
-        raise BuildError(f"{output} is a file.", hint="Give a folder, or a name that does not exist yet, as --output.")
-    path = output / records.MANIFEST
-    kind = files.read_json(path).get("kind") if path.exists() else "engines"
-    if kind != "engines":
-        raise BuildError(f"{output} holds {kind}, not engines.", hint="Choose another --output.")
+    records.require_own_folder(output, "engines", BuildError)
     for there in records.read_ranks(EngineRank, output).values() if output.exists() else ():
         folder = output / records.rank_folder(there.rank)
         if there.backend != request.backend:
@@ -150,18 +144,6 @@ def _manifest_digest(request: EngineRequest, backend: Backend, record: GraphsRan
 
 def _graphs_hash(request: EngineRequest, rank: int) -> str:
     return files.sha256_file(request.graphs / records.rank_folder(rank) / records.MANIFEST)
-
-
-def _finished(folder: Path, digest: str) -> bool:
-    path = folder / records.MANIFEST
-    if not path.exists():
-        return False
-    try:
-        record = files.read_record(EngineRank, path)
-        records.check_files(folder, record.files)
-    except LoadError:
-        return False
-    return record.request == digest
 
 
 def _build_rank(request: EngineRequest, backend: Backend, record: GraphsRank, digest: str, progress: Progress) -> int:
@@ -212,11 +194,3 @@ def _manifest(
         request=digest,
         tools={"moetrt": __version__} | backend.tools(),
     )
-
-
-def _share_tokenizer(request: EngineRequest) -> dict[str, FileStamp]:
-    source = request.graphs / TOKENIZER
-    if not source.is_file():
-        return {}
-    files.write_bytes(request.output / TOKENIZER, source.read_bytes())
-    return {TOKENIZER: records.stamp(request.output / TOKENIZER)}

@@ -12,6 +12,7 @@ from exporter.plan.schedule import AllGather, AllReduce, Launch, Receive, Send, 
 
 from .cache import Cache, allocate_cache, cache_length
 from .collectives import Aborted, Collectives
+from .generate import chunks, generate
 from .sampling import Sampling
 from .session import Session, value_of
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 Observer = Callable[[int, Step, dict[str, Any]], None]
 """Called after each step with the rank, the step and the values by name (OrtValues)."""
-PREFILL = 256
-"""Prompt tokens that go through the model at once: bounds the memory of activations."""
 
 
 class RankRunner:
@@ -124,9 +123,9 @@ class Chain:
         row = self.check(token_ids)
         cache = self.cache(1, len(row))
         parts = []
-        for begin in range(0, len(row), PREFILL):
-            ids = np.asarray(row[begin : begin + PREFILL], np.int64)[None]
-            parts.append(self.step(ids, np.array([begin]), np.arange(ids.shape[1])[None], cache)[0])
+        for part in chunks(len(row)):
+            ids = np.asarray(row[part], np.int64)[None]
+            parts.append(self.step(ids, np.array([part.start]), np.arange(ids.shape[1])[None], cache)[0])
         return np.concatenate(parts)
 
     def generate(self, token_ids: Sequence[int], max_tokens: int = 64, **options: Any) -> list[int]:
@@ -160,8 +159,6 @@ class Chain:
         ignore_eos: bool = False,
     ) -> Iterator[list[int | None]]:
         """One token of each row at a time; None for rows that have ended."""
-        from .generate import generate
-
         checked = [self.check(prompt, max_tokens) for prompt in prompts]
         stops = () if ignore_eos else self.config.eos
         yield from generate(self, checked, max_tokens, Sampling(temperature, top_p, seed), stops)

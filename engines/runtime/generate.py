@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from .chain import Chain
 
 
+PREFILL = 256
+"""Prompt tokens that go through the model at once: bounds the memory of activations."""
+
+
+def chunks(tokens: int) -> Iterator[slice]:
+    """A prompt's tokens, ``PREFILL`` at a time."""
+    for begin in range(0, tokens, PREFILL):
+        yield slice(begin, min(begin + PREFILL, tokens))
+
+
 def generate(chain: "Chain", prompts: list[list[int]], max_tokens: int, sampling: Sampling, stops: tuple[int, ...]) -> Iterator[list[int | None]]:
     """One token of each row at a time; None for rows that have ended. Rows that have ended keep their place.
 
@@ -43,18 +53,15 @@ def prefill(chain: "Chain", prompts: list[list[int]], cache: "Cache") -> "np.nda
     """
     import numpy as np
 
-    from .chain import PREFILL
-
     rows, longest = len(prompts), max(len(prompt) for prompt in prompts)
     padded = np.zeros((rows, longest), np.int64)
     for row, prompt in enumerate(prompts):
         padded[row, : len(prompt)] = prompt
     last = np.array([len(prompt) - 1 for prompt in prompts])
     result = np.empty((rows, chain.config.vocab), np.float32)
-    for begin in range(0, longest, PREFILL):
-        ids = padded[:, begin : begin + PREFILL]
-        inside = (last >= begin) & (last < begin + ids.shape[1])
-        select = np.where(inside, last - begin, 0)[:, None]
-        logits = chain.step(np.ascontiguousarray(ids), np.full(rows, begin), select, cache)[:, 0]
+    for part in chunks(longest):
+        inside = (last >= part.start) & (last < part.stop)
+        select = np.where(inside, last - part.start, 0)[:, None]
+        logits = chain.step(np.ascontiguousarray(padded[:, part]), np.full(rows, part.start), select, cache)[:, 0]
         result[inside] = logits[inside]
     return result

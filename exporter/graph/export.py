@@ -10,7 +10,7 @@ from pathlib import Path
 from .. import __version__
 from ..checkpoint.arrange import Source
 from ..checkpoint.reader import Checkpoint
-from ..errors import ExportError, LoadError
+from ..errors import ExportError
 from ..models import FAMILIES, Model, read_model
 from ..models.weights import file_bytes, stored_tensors, weights_layout
 from ..plan import files, legality
@@ -21,8 +21,6 @@ from ..plan.parallel import Plan, shard
 from ..trace import WEIGHTS
 from .assemble import WHOLE, Place, RankGraphs, RankJob, assemble, finish
 from .weights_file import write_weights
-
-TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,8 @@ def plan_export(request: ExportRequest) -> Export:
     legality.require(model.config, request.plan, request.precision, kept_fp8=False)
     ranks = range(request.plan.ranks) if request.rank is None else (shard(model.config, request.plan, request.rank).rank,)
     origin = _open(model, request.graphs_only)
-    _require_folder(request.output)
-    todo = tuple(rank for rank in ranks if not _finished(request.output / records.rank_folder(rank), _digest(request, origin, rank)))
+    records.require_own_folder(request.output, "graphs", ExportError)
+    todo = tuple(rank for rank in ranks if not records.finished(GraphsRank, request.output / records.rank_folder(rank), _digest(request, origin, rank)))
     sizes = (file_bytes(model.config, shard(model.config, request.plan, rank), request.precision) for rank in todo if origin.source)
     return Export(request, origin, todo, tuple(rank for rank in ranks if rank not in todo), sum(sizes))
 
@@ -101,7 +99,7 @@ def perform(export: Export, advance: Callable[[int], None] = lambda count: None)
         _export_rank(request, export.origin, rank, advance)
     if request.rank is None:
         _drop_other_plans(request)
-    records.write_set("graphs", GraphsRank, request.output, _share_tokenizer(export.origin.model.folder, request.output))
+    records.write_set("graphs", GraphsRank, request.output, records.share_file(export.origin.model.folder / records.TOKENIZER, request.output))
 
 
 def _open(model: Model, graphs_only: bool) -> Origin:
@@ -111,15 +109,6 @@ def _open(model: Model, graphs_only: bool) -> Origin:
     checkpoint = Checkpoint(model.folder, model.config)
     checkpoint.coverage(model.config, family.KEYS, family.UNUSED)
     return Origin(model, checkpoint.source(), Source(checkpoint, model.config.fp8_block))
-
-
-def _require_folder(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise ExportError(f"{output} is a file.", hint="Give a folder, or a name that does not exist yet, as --output.")
-    path = output / records.MANIFEST
-    kind = files.read_json(path).get("kind") if path.exists() else "graphs"
-    if kind != "graphs":
-        raise ExportError(f"{output} holds {kind}, not graphs.", hint="Choose another --output.")
 
 
 def _export_rank(request: ExportRequest, origin: Origin, rank: int, advance: Callable[[int], None]) -> None:
@@ -138,18 +127,6 @@ def _export_rank(request: ExportRequest, origin: Origin, rank: int, advance: Cal
 def _digest(request: ExportRequest, origin: Origin, rank: int) -> str:
     asked = {"plan": request.plan, "rank": rank, "precision": request.precision, "attention": request.attention}
     return files.digest({"moetrt": __version__, "config": origin.model.config, "source": origin.record.fingerprint} | asked)
-
-
-def _finished(folder: Path, digest: str) -> bool:
-    path = folder / records.MANIFEST
-    if not path.exists():
-        return False
-    try:
-        record = files.read_record(GraphsRank, path)
-        records.check_files(folder, record.files)
-    except LoadError:
-        return False
-    return record.request == digest
 
 
 def _metadata(request: ExportRequest, origin: Origin, rank: int) -> dict[str, str]:
@@ -207,10 +184,3 @@ def _drop_other_plans(request: ExportRequest) -> None:
     for path in request.output.glob(f"rank-*/{records.MANIFEST}"):
         if path.parent.name not in {records.rank_folder(rank) for rank in range(request.plan.ranks)}:
             shutil.rmtree(path.parent)
-
-
-def _share_tokenizer(model: Path, output: Path) -> dict[str, FileStamp]:
-    if not (model / TOKENIZER).is_file():
-        return {}
-    files.write_bytes(output / TOKENIZER, (model / TOKENIZER).read_bytes())
-    return {TOKENIZER: records.stamp(output / TOKENIZER)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import LoadError
+from ..errors import LoadError, MoetrtError
 from . import files
 from .config import ModelConfig
 from .parallel import Plan, Shard
@@ -14,6 +14,7 @@ from .schedule import Step
 from .signature import Signature
 
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -205,6 +206,36 @@ def check_files(folder: Path, stamps: dict[str, FileStamp], verify: bool = False
             raise LoadError(f"{path} has {size} bytes, its manifest says {wanted.bytes}.", hint=f"The file is damaged or stale; make {folder} again.")
         if verify and files.sha256_file(path) != wanted.sha256:
             raise LoadError(f"{path} does not have the sha256 in its manifest.", hint=f"The file was changed; make {folder} again.")
+
+
+def finished(kind: type[Rank], folder: Path, request: str) -> bool:
+    """Whether ``folder`` holds the rank that an equal request made, with every file at its size."""
+    if not (folder / MANIFEST).exists():
+        return False
+    try:
+        record = files.read_record(kind, folder / MANIFEST)
+        check_files(folder, record.files)
+    except LoadError:
+        return False
+    return record.request == request
+
+
+def require_own_folder(output: Path, kind: str, error: type[MoetrtError]) -> None:
+    """Refuse an output that is a file, or that holds a set of another kind."""
+    if output.exists() and not output.is_dir():
+        raise error(f"{output} is a file.", hint="Give a folder, or a name that does not exist yet, as --output.")
+    path = output / MANIFEST
+    found = files.read_json(path).get("kind") if path.exists() else kind
+    if found != kind:
+        raise error(f"{output} holds {found}, not {kind}.", hint="Choose another --output.")
+
+
+def share_file(source: Path, output: Path) -> dict[str, FileStamp]:
+    """Copy a file that all ranks share into the set's folder, where there is one."""
+    if not source.is_file():
+        return {}
+    files.write_bytes(output / source.name, source.read_bytes())
+    return {source.name: stamp(output / source.name)}
 
 
 def write_set(kind: str, record: type[Rank], folder: Path, shared: dict[str, FileStamp]) -> RankSet:

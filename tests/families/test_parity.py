@@ -70,7 +70,7 @@ def test_an_fp8_checkpoint_says_what_its_bf16_cast_says(engines, reference, tens
 
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_prompts_beyond_a_chunk_give_the_same_logits(engines, reference, tensor, monkeypatch):
-    monkeypatch.setattr("engines.runtime.chain.PREFILL", 4)
+    monkeypatch.setattr("engines.runtime.generate.PREFILL", 4)
     agree(engines("v3", tensor), reference("v3"))
 
 
