@@ -75,7 +75,7 @@ def build_engines(request: EngineRequest, progress: Progress = lambda rank, what
         _require_buildable(request, backend, record)
     _require_folder(request, next(iter(ranks.values())))
     wanted = {rank: _manifest_digest(request, backend, record) for rank, record in ranks.items()}
-    todo = [rank for rank in ranks if not records.finished(EngineRank, request.output / records.rank_folder(rank), wanted[rank])]
+    todo = [rank for rank in ranks if not records.finished(EngineRank, records.rank_manifest(request.output, rank), wanted[rank])]
     kept = tuple(rank for rank in ranks if rank not in todo)
     if request.dry_run:
         return EngineReceipt(request.output, request.backend, tuple(todo), kept, 0, dry_run=True)
@@ -143,7 +143,7 @@ def _manifest_digest(request: EngineRequest, backend: Backend, record: GraphsRan
 
 
 def _graphs_hash(request: EngineRequest, rank: int) -> str:
-    return files.sha256_file(request.graphs / records.rank_folder(rank) / records.MANIFEST)
+    return files.sha256_file(records.rank_manifest(request.graphs, rank))
 
 
 def _build_rank(request: EngineRequest, backend: Backend, record: GraphsRank, digest: str, progress: Progress) -> int:

@@ -9,6 +9,7 @@ from exporter.errors import LoadError
 from exporter.models import read_model
 from exporter.plan import files
 from exporter.plan import manifest as records
+from exporter.plan.config import ModelConfig
 from exporter.plan.manifest import EngineRank, GraphsRank, RankSet
 
 from .backends import BACKENDS
@@ -83,10 +84,14 @@ def _inspect_set(path: Path, kind: type, verify: bool) -> Inspection:
     )
 
 
+def _model(config: ModelConfig) -> str:
+    return f"{config.family}, {config.layers} layers, hidden {config.hidden}, {config.experts} experts, vocabulary {config.vocab}"
+
+
 def _facts(record: Any) -> dict[str, Any]:
     config = record.config
     facts = {
-        "model": f"{config.family}, {config.layers} layers, hidden {config.hidden}, {config.experts} experts, vocabulary {config.vocab}",
+        "model": _model(config),
         "source": f"{record.source.name} {(record.source.fingerprint or 'config only')[:12]}",
         "plan": f"tensor {record.plan.tensor}, pipeline {record.plan.pipeline} ({record.plan_hash[:12]})",
         "precision": f"{record.precision}, attention {record.attention}",
@@ -116,7 +121,7 @@ def _inspect_checkpoint(path: Path) -> Inspection:
 
     config = read_model(path).config
     facts = {
-        "model": f"{config.family}, {config.layers} layers, hidden {config.hidden}, {config.experts} experts, vocabulary {config.vocab}",
+        "model": _model(config),
         "stored": config.stored,
         "context": f"{config.positions} tokens",
     }

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from .ops import OPSET
 from .plan.config import ModelConfig
 from .plan.signature import BATCH, CONTEXT, SELECTED, TOKENS
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-OPSET = 23
-KINDS = ("embed", "attention", "dense_ffn", "moe_ffn", "head")
 WEIGHTS = "weights.safetensors"
 
 
@@ -46,6 +45,8 @@ READS = {
 }
 """Kind → the fields of the configuration that its module reads. The others are None in a key, so that models which
 differ there share a trace; a module that reads more fails at once."""
+
+KINDS = tuple(READS)
 
 
 def template_key(kind: str, config: ModelConfig, tensor: int, precision: str, attention: str) -> TemplateKey:

@@ -11,7 +11,7 @@ import numpy as np
 import tiny
 
 from exporter.checkpoint.layout import Layout
-from exporter.graph.assemble import WHOLE, Place, RankGraphs, RankJob, assemble, finish
+from exporter.graph.assemble import WHOLE, RankGraphs, RankJob, assemble, finish
 from exporter.models import read_model
 from exporter.models.weights import stored_tensors, weights_layout
 from exporter.plan import files
@@ -34,8 +34,7 @@ def write_graphs(folder: Path, family: str = "v3", plan: Plan = Plan(), precisio
     config = tiny_model(family)
     for part in shards(config, plan):
         layout = weights_layout(stored_tensors(config, part, precision))
-        places = {placed.name: Place(placed.offset, placed.bytes) for placed in layout.tensors}
-        graphs = assemble(RankJob(config, plan, part, precision, attention, places))
+        graphs = assemble(RankJob(config, plan, part, precision, attention, layout))
         target = folder / records.rank_folder(part.rank)
         target.mkdir(parents=True)
         _write_files(target, graphs, layout if weights else None)

@@ -52,11 +52,10 @@ class RankRunner:
 class Chain:
     """A loaded engine set. Use it from one thread; close it, or use it as a context, to let its threads go."""
 
-    def __init__(self, records: dict[int, EngineRank | GraphsRank], runners: dict[int, RankRunner], max_context: int) -> None:
-        self.records, self.runners, self.max_context = records, runners, max_context
+    def __init__(self, folder: Path, records: dict[int, EngineRank | GraphsRank], runners: dict[int, RankRunner], max_context: int) -> None:
+        self.folder, self.records, self.runners, self.max_context = folder, records, runners, max_context
         first = records[0]
         self.config, self.plan, self.precision = first.config, first.plan, first.precision
-        self.folder: Path | None = None
         self.pool = ThreadPoolExecutor(len(runners), thread_name_prefix="rank")
         self.kept: Cache | None = None
         self.lock = threading.Lock()

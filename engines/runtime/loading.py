@@ -28,9 +28,7 @@ def load(path: str | Path, verify: bool = False, threads: int | None = None) -> 
     each = max(1, (threads or os.cpu_count() or 1) // len(ranks))
     runners = {rank: _runner(folder / records.rank_folder(rank), record, each) for rank, record in sorted(ranks.items())}
     first = ranks[0]
-    chain = Chain(ranks, runners, first.max_context if isinstance(first, EngineRank) else first.config.positions)
-    chain.folder = folder
-    return chain
+    return Chain(folder, ranks, runners, first.max_context if isinstance(first, EngineRank) else first.config.positions)
 
 
 def read_set(folder: Path) -> dict[int, EngineRank] | dict[int, GraphsRank]:

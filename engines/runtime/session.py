@@ -9,7 +9,8 @@ from exporter.plan.signature import Signature
 if TYPE_CHECKING:
     import numpy as np
 
-DTYPES = {"float32": "float32", "float16": "float16", "int64": "int64"}
+LEVELS = {"all": "ORT_ENABLE_ALL", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DISABLE_ALL"}
+"""``graph_optimization_level`` in an engine's options → ONNX Runtime's name for it."""
 
 
 def onnxruntime() -> Any:
@@ -25,7 +26,7 @@ class Session:
     """A graph that runs on ONNX Runtime.
 
     :param threads: threads within one operator.
-    :param options: what the engine's manifest recorded (``providers``, ``config``); defaults for portable graphs.
+    :param options: what the engine's manifest recorded (see ``engines.backends.ort``); defaults for portable graphs.
     """
 
     def __init__(self, path: Path, signature: Signature, threads: int, options: dict[str, Any] | None = None) -> None:
@@ -33,6 +34,7 @@ class Session:
         self.signature = signature
         self.session = _open(ort, path, threads, options)
         self.states = {state.input: state.output for state in signature.states}
+        self.results = [tensor.name for tensor in signature.outputs if tensor.name not in self.states.values()]
 
     def run(self, values: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
         """Outputs by name, as OrtValues.
@@ -47,19 +49,10 @@ class Session:
                 binding.bind_ortvalue_output(self.states[tensor.name], states[tensor.name])
             else:
                 binding.bind_ortvalue_input(tensor.name, values[tensor.name])
-        kept = set(self.states.values())
-        names = [tensor.name for tensor in self.signature.outputs]
-        for name in names:
-            if name not in kept:
-                binding.bind_output(name)
+        for name in self.results:
+            binding.bind_output(name)
         self.session.run_with_iobinding(binding)
-        return {name: value for name, value in zip(_bound_order(self, kept), binding.get_outputs(), strict=True) if name not in kept}
-
-
-def _bound_order(session: Session, kept: set[str]) -> list[str]:
-    """Names in the order in which :meth:`Session.run` bound its outputs: states first, as their inputs came."""
-    states = [session.states[tensor.name] for tensor in session.signature.inputs if tensor.name in session.states]
-    return states + [tensor.name for tensor in session.signature.outputs if tensor.name not in kept]
+        return dict(zip(self.results, binding.get_outputs()[len(self.states) :], strict=True))
 
 
 def _open(ort: Any, path: Path, threads: int, options: dict[str, Any]) -> Any:
@@ -67,6 +60,7 @@ def _open(ort: Any, path: Path, threads: int, options: dict[str, Any]) -> Any:
     made.intra_op_num_threads = threads
     made.inter_op_num_threads = 1
     made.log_severity_level = 3
+    made.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[options.get("graph_optimization_level", "all")])
     for key, value in options.get("config", {}).items():
         made.add_session_config_entry(key, str(value))
     try:
@@ -85,4 +79,4 @@ def value_of(array: "np.ndarray") -> Any:
 def zeros(shape: tuple[int, ...], dtype: str) -> Any:
     import numpy as np
 
-    return value_of(np.zeros(shape, DTYPES[dtype]))
+    return value_of(np.zeros(shape, dtype))

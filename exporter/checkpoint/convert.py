@@ -8,13 +8,13 @@ from math import prod
 from pathlib import Path
 
 from .. import __version__
-from ..errors import ExportError, LoadError, UsageError
+from ..errors import ExportError, UsageError
 from ..plan import files, legality
 from ..plan.config import ModelConfig
-from ..plan.manifest import FileStamp, Source, check_files, plan_hash
-from ..plan.parallel import Plan, Range, Shard, shard, share
+from ..plan.manifest import FileStamp, Source, finished, plan_hash
+from ..plan.parallel import Plan, Range, Shard, shard
 from . import arrange, writer
-from .keys import Entry, Key, Unused, expand
+from .keys import Entry, Key, Unused, block_shape, expand, local_block
 from .layout import ITEM_BYTES
 from .reader import Checkpoint, TensorInfo
 from .sizes import stored_float32
@@ -38,21 +38,11 @@ class ConvertRequest:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One tensor of a shard: a block of one tensor of the checkpoint."""
+class Part(arrange.Stored):
+    """One tensor of a shard: a block of one tensor of the checkpoint, under the reference's name."""
 
-    name: str
-    """As the reference calls it."""
-    dtype: str
-    shape: tuple[int, ...]
-    sources: tuple[str, ...]
-    """The checkpoint's one tensor."""
-    rows: Range | None
-    """None for all."""
-    columns: Range | None
-    cast: bool
+    cast: bool = False
     """Values are converted; otherwise bytes are copied."""
-    arrange: str = "rows"
 
     @property
     def bytes(self) -> int:
@@ -170,28 +160,17 @@ def shard_parts(config: ModelConfig, entries: list[Entry], part: Shard, headers:
 def _parts(config: ModelConfig, entry: Entry, part: Shard, headers: dict[str, TensorInfo], dtype: str) -> Iterator[Part]:
     info = headers[entry.hf]
     target = info.dtype if dtype == "keep" or stored_float32(entry.key) else DTYPES[dtype]
-    rows, columns = _block(entry, part)
-    yield Part(entry.reference, target, _shape(entry.shape, rows, columns), (entry.hf,), rows, columns, target != info.dtype)
+    rows, columns = local_block(entry.key.split, entry.shape, part)
+    yield Part(entry.reference, target, block_shape(entry.shape, rows, columns), "rows", (entry.hf,), rows, columns, cast=target != info.dtype)
     if target == "F8_E4M3":
         grid = headers[entry.scale_hf].shape
         rows, columns = _blocks(rows, config.fp8_block), _blocks(columns, config.fp8_block)
-        yield Part(entry.scale_reference, "F32", _shape(grid, rows, columns), (entry.scale_hf,), rows, columns, False)
-
-
-def _block(entry: Entry, part: Shard) -> tuple[Range | None, Range | None]:
-    if entry.key.split not in ("rows", "columns"):
-        return None, None
-    local = share(entry.shape[0 if entry.key.split == "rows" else 1], part.tensor_ranks, part.tensor_rank)
-    return (local, None) if entry.key.split == "rows" else (None, local)
+        yield Part(entry.scale_reference, "F32", block_shape(grid, rows, columns), "rows", (entry.scale_hf,), rows, columns)
 
 
 def _blocks(values: Range | None, edge: int) -> Range | None:
     """The scale blocks of a range of values; legality has seen to it that none is cut. Only the last may be partial."""
     return values and Range(values.start // edge, -(-values.stop // edge))
-
-
-def _shape(whole: tuple[int, ...], rows: Range | None, columns: Range | None) -> tuple[int, ...]:
-    return tuple(len(local) if local else size for local, size in zip((rows, columns), whole, strict=False))
 
 
 def _require_apart(request: ConvertRequest) -> None:
@@ -214,18 +193,7 @@ def _job(request: ConvertRequest, checkpoint: Checkpoint, source: Source, entrie
     asked = {"tensor": request.tensor, "rank": rank, "dtype": request.dtype}
     digest = files.digest({"moetrt": __version__, "config": checkpoint.config, "source": source.fingerprint} | asked)
     parts = shard_parts(checkpoint.config, entries, shard(checkpoint.config, Plan(request.tensor), rank), checkpoint.headers, request.dtype)
-    return Job(rank, path, manifest, parts, digest, _finished(manifest, digest))
-
-
-def _finished(manifest: Path, digest: str) -> bool:
-    if not manifest.exists():
-        return False
-    try:
-        record = files.read_record(ShardRank, manifest)
-        check_files(manifest.parent, record.files)
-    except LoadError:
-        return False
-    return record.request == digest
+    return Job(rank, path, manifest, parts, digest, finished(ShardRank, manifest, digest))
 
 
 def _record(conversion: Conversion, job: Job, stamp: FileStamp) -> ShardRank:

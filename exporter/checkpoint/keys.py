@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..plan.config import ModelConfig
+from ..plan.parallel import Range, Shard, share
 
 Split = Literal["rows", "columns", "expert"] | None
 """Dimension 0, dimension 1, whole experts to their owner, or replicated on every rank."""
@@ -84,3 +85,16 @@ def _belongs(key: Key, config: ModelConfig, layer: int) -> bool:
 def _entry(key: Key, config: ModelConfig, layer: int | None, expert: int | None) -> Entry:
     numbers = {"layer": layer, "expert": expert}
     return Entry(key, layer, expert, key.hf.format(**numbers), key.reference.format(**numbers), key.name.format(**numbers), key.shape(config))
+
+
+def local_block(split: Split, shape: tuple[int, ...], shard: Shard) -> tuple[Range | None, Range | None]:
+    """Rows and columns of a tensor that a rank takes; None for all of them."""
+    if split not in ("rows", "columns"):
+        return None, None
+    block = share(shape[0 if split == "rows" else 1], shard.tensor_ranks, shard.tensor_rank)
+    return (block, None) if split == "rows" else (None, block)
+
+
+def block_shape(shape: tuple[int, ...], rows: Range | None, columns: Range | None) -> tuple[int, ...]:
+    """Shape of a block of a tensor of ``shape``."""
+    return tuple(len(block) if block else size for block, size in zip((rows, columns), shape, strict=False))

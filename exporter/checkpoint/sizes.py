@@ -3,8 +3,8 @@
 from math import prod
 
 from ..plan.config import ModelConfig
-from ..plan.parallel import Shard, share
-from .keys import Key
+from ..plan.parallel import Shard
+from .keys import Key, block_shape, local_block
 
 ITEM_BYTES = {"fp8": 2, "int8": 2, "bf16": 2, "fp16": 2, "fp32": 4}
 """Bytes of a value that is not a quantised linear's, by precision."""
@@ -24,7 +24,8 @@ def model_bytes(keys: tuple[Key, ...], config: ModelConfig, precision: str) -> i
 
 def rank_bytes(keys: tuple[Key, ...], config: ModelConfig, shard: Shard, precision: str) -> int:
     """The tensors that ``convert`` writes for ``shard``, replicated ones included."""
-    return sum(_tensor_bytes(key, _local_shape(key, config, shard), config, precision) * _held(key, config, shard) for key in _present(keys, config))
+    held = ((key, _held(key, config, shard), key.shape(config)) for key in _present(keys, config))
+    return sum(_tensor_bytes(key, block_shape(whole, *local_block(key.split, whole, shard)), config, precision) * count for key, count, whole in held)
 
 
 def stored_float32(key: Key) -> bool:
@@ -44,14 +45,6 @@ def _tensor_bytes(key: Key, shape: tuple[int, ...], config: ModelConfig, precisi
     block = config.fp8_block or BLOCK
     scales = shape[0] if precision == "int8" else prod(-(-size // block) for size in shape)
     return prod(shape) + scales * SCALE_BYTES
-
-
-def _local_shape(key: Key, config: ModelConfig, shard: Shard) -> tuple[int, ...]:
-    shape = list(key.shape(config))
-    if key.split in ("rows", "columns"):
-        dimension = 0 if key.split == "rows" else 1
-        shape[dimension] = len(share(shape[dimension], shard.tensor_ranks, shard.tensor_rank))
-    return tuple(shape)
 
 
 def _count(key: Key, config: ModelConfig) -> int:

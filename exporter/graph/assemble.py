@@ -1,17 +1,19 @@
 """Templates become a rank's graphs: named, bound to the weights file, cut at the collectives or joined over them."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
+from ..checkpoint.layout import Layout, Placed
 from ..models import FAMILIES
 from ..models.deepseek import Segment
-from ..ops import DOMAIN, VERSION, bodies
+from ..ops import DOMAIN, OPSET, VERSION, bodies
 from ..plan.config import ModelConfig
 from ..plan.parallel import Plan, Shard
 from ..plan.schedule import AllGather, AllReduce, Launch, Receive, Send, Step
 from ..plan.signature import Signature, State, Tensor
-from ..trace import OPSET, WEIGHTS, template_key, trace
+from ..trace import WEIGHTS, template_key, trace
 
 if TYPE_CHECKING:
     import onnx
@@ -19,14 +21,6 @@ if TYPE_CHECKING:
 IR_VERSION = 11
 WHOLE = "rank"
 """Launch name of the graph that holds a whole rank."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a weight's bytes lie in the rank's weights file."""
-
-    offset: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -80,8 +74,13 @@ class RankJob:
     shard: Shard
     precision: str
     attention: str
-    places: dict[str, Place] = field(hash=False)
-    """Weight name → place; empty offsets when only graphs are wanted."""
+    layout: Layout
+    """The rank's weights file, written or not."""
+
+    @cached_property
+    def places(self) -> dict[str, Placed]:
+        """Weight name → its place in the file."""
+        return {placed.name: placed for placed in self.layout.tensors}
 
     def template(self, kind: str) -> "onnx.ModelProto":
         return trace(template_key(kind, self.config, self.plan.tensor, self.precision, self.attention))
@@ -167,7 +166,7 @@ def _initializer(job: RankJob, segment: Segment, scope: str, template: "onnx.Ten
         made.name = names[local] = f"{scope}/{local}"
         return made
     made.name = names[local] = local if local.startswith("rope.") else f"{segment.name}.{local}"
-    place = job.places.get(made.name, Place(0, 0))
+    place = job.places[made.name]
     del made.external_data[:]
     for key, value in (("location", WEIGHTS), ("offset", place.offset), ("length", place.bytes)):
         made.external_data.add(key=key, value=str(value))
@@ -211,20 +210,25 @@ def _signature(template: "onnx.GraphProto", names: dict[str, str], states: set[s
 
 
 def _tensor(value: "onnx.ValueInfoProto", name: str) -> Tensor:
-    import onnx
-
     kind = value.type.tensor_type
-    dtype = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16", onnx.TensorProto.INT64: "int64"}
     shape = tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim)
-    return Tensor(name, dtype[kind.elem_type], shape)
+    dtype = next(dtype for dtype, number in _element_types().items() if number == kind.elem_type)
+    return Tensor(name, dtype, shape)
+
+
+@cache
+def _element_types() -> dict[str, int]:
+    """A signature's dtypes → ONNX's numbers for them."""
+    from onnx import TensorProto
+
+    return {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16, "int64": TensorProto.INT64}
 
 
 def _declare(graph: "onnx.GraphProto", signature: Signature) -> None:
     import onnx
 
-    kinds = {"float32": onnx.TensorProto.FLOAT, "float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16, "int64": onnx.TensorProto.INT64}
     for tensors, place in ((signature.inputs, graph.input), (signature.outputs, graph.output)):
-        place.extend(onnx.helper.make_tensor_value_info(tensor.name, kinds[tensor.dtype], tensor.shape) for tensor in tensors)
+        place.extend(onnx.helper.make_tensor_value_info(tensor.name, _element_types()[tensor.dtype], tensor.shape) for tensor in tensors)
 
 
 def _join(pieces: tuple[Piece, ...], sends: Send | None, ranks: int) -> tuple["onnx.GraphProto", Signature]:

@@ -19,7 +19,7 @@ from ..plan.manifest import Assembly, FileStamp, GraphsRank
 from ..plan.manifest import Source as SourceRecord
 from ..plan.parallel import Plan, shard
 from ..trace import WEIGHTS
-from .assemble import WHOLE, Place, RankGraphs, RankJob, assemble, finish
+from .assemble import WHOLE, RankGraphs, RankJob, assemble, finish
 from .weights_file import write_weights
 
 
@@ -76,7 +76,7 @@ def plan_export(request: ExportRequest) -> Export:
     ranks = range(request.plan.ranks) if request.rank is None else (shard(model.config, request.plan, request.rank).rank,)
     origin = _open(model, request.graphs_only)
     records.require_own_folder(request.output, "graphs", ExportError)
-    todo = tuple(rank for rank in ranks if not records.finished(GraphsRank, request.output / records.rank_folder(rank), _digest(request, origin, rank)))
+    todo = tuple(rank for rank in ranks if not records.finished(GraphsRank, records.rank_manifest(request.output, rank), _digest(request, origin, rank)))
     sizes = (file_bytes(model.config, shard(model.config, request.plan, rank), request.precision) for rank in todo if origin.source)
     return Export(request, origin, todo, tuple(rank for rank in ranks if rank not in todo), sum(sizes))
 
@@ -115,8 +115,7 @@ def _export_rank(request: ExportRequest, origin: Origin, rank: int, advance: Cal
     config, part = origin.model.config, shard(origin.model.config, request.plan, rank)
     tensors = stored_tensors(config, part, request.precision)
     layout = weights_layout(tensors)
-    places = {placed.name: Place(placed.offset, placed.bytes) for placed in layout.tensors}
-    graphs = assemble(RankJob(config, request.plan, part, request.precision, request.attention, places))
+    graphs = assemble(RankJob(config, request.plan, part, request.precision, request.attention, layout))
     with files.whole_folder(request.output / records.rank_folder(rank)) as partial:
         stamps = _write_graphs(partial, graphs, _metadata(request, origin, rank))
         if origin.source:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from ..checkpoint.arrange import Stored
-from ..checkpoint.keys import Entry, expand
+from ..checkpoint.keys import Entry, block_shape, expand, local_block
 from ..checkpoint.layout import Layout, layout
 from ..plan.config import ModelConfig
-from ..plan.parallel import Range, Shard, share
+from ..plan.parallel import Shard
 from . import FAMILIES
 
 DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
@@ -77,25 +77,17 @@ def _store_experts(group: list[Entry], config: ModelConfig, shard: Shard, dtype:
 
 def _store_kv_b(entry: Entry, config: ModelConfig, shard: Shard, dtype: str) -> Iterator[Stored]:
     prefix, heads = entry.name.removesuffix("kv_b"), len(shard.heads)
-    rows, _ = local_block(entry, shard)
+    rows, _ = local_block(entry.key.split, entry.shape, shard)
     yield Stored(f"{prefix}k_up", dtype, (heads, config.nope, config.kv_lora), "key_up", (entry.hf,), rows)
     yield Stored(f"{prefix}v_up", dtype, (heads, config.kv_lora, config.value), "value_up", (entry.hf,), rows)
 
 
 def _store_one(entry: Entry, shard: Shard, dtype: str) -> Stored:
-    rows, columns = local_block(entry, shard)
-    shape = tuple(len(part) if part else whole for part, whole in zip((rows, columns), entry.shape, strict=False))
+    rows, columns = local_block(entry.key.split, entry.shape, shard)
+    shape = block_shape(entry.shape, rows, columns)
     if len(shape) == 2 and entry.name != "embed.weight":
         return Stored(entry.name, dtype, shape[::-1], "transpose", (entry.hf,), rows, columns)
     return Stored(entry.name, dtype, shape, "rows", (entry.hf,), rows, columns)
-
-
-def local_block(entry: Entry, shard: Shard) -> tuple[Range | None, Range | None]:
-    """Rows and columns of a checkpoint tensor that a rank takes; None for all of them."""
-    if entry.key.split not in ("rows", "columns"):
-        return None, None
-    block = share(entry.shape[0 if entry.key.split == "rows" else 1], shard.tensor_ranks, shard.tensor_rank)
-    return (block, None) if entry.key.split == "rows" else (None, block)
 
 
 def _tied_head(config: ModelConfig, shard: Shard, dtype: str) -> Stored:

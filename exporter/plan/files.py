@@ -136,6 +136,11 @@ def read_record(kind: type[Record], path: Path) -> Record:
     return from_json(kind, data, str(path))
 
 
+def _unwritable(path: Path, cause: OSError) -> ExportError:
+    hint = "Choose an --output folder that is writable and has room; `moetrt plan` states the bytes."
+    return ExportError(f"cannot write {path}: {cause.strerror or cause}.", hint)
+
+
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under ``path`` only when the block ends well; nothing is left otherwise."""
@@ -146,9 +151,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             yield file
         os.replace(partial, path)
     except OSError as cause:
-        raise ExportError(
-            f"cannot write {path}: {cause.strerror or cause}.", hint="Choose an --output folder that is writable and has room; `moetrt plan` states the bytes."
-        ) from cause
+        raise _unwritable(path, cause) from cause
     finally:
         partial.unlink(missing_ok=True)
 
@@ -176,8 +179,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(path)
         os.replace(partial, path)
     except OSError as cause:
-        raise ExportError(
-            f"cannot write {path}: {cause.strerror or cause}.", hint="Choose an --output folder that is writable and has room; `moetrt plan` states the bytes."
-        ) from cause
+        raise _unwritable(path, cause) from cause
     finally:
         shutil.rmtree(partial, ignore_errors=True)

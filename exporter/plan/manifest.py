@@ -1,6 +1,5 @@
 """The records written beside the artefacts: docs/formats.md is their law, this module their types."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,6 +146,10 @@ def rank_folder(rank: int) -> str:
     return f"rank-{rank:02d}"
 
 
+def rank_manifest(folder: Path, rank: int) -> Path:
+    return folder / rank_folder(rank) / MANIFEST
+
+
 def stamp(path: Path) -> FileStamp:
     return FileStamp(path.stat().st_size, files.sha256_file(path))
 
@@ -208,13 +211,13 @@ def check_files(folder: Path, stamps: dict[str, FileStamp], verify: bool = False
             raise LoadError(f"{path} does not have the sha256 in its manifest.", hint=f"The file was changed; make {folder} again.")
 
 
-def finished(kind: type[Rank], folder: Path, request: str) -> bool:
-    """Whether ``folder`` holds the rank that an equal request made, with every file at its size."""
-    if not (folder / MANIFEST).exists():
+def finished(kind: type[files.Record], manifest: Path, request: str) -> bool:
+    """Whether ``manifest`` is of what an equal request made, with every file beside it at its size."""
+    if not manifest.exists():
         return False
     try:
-        record = files.read_record(kind, folder / MANIFEST)
-        check_files(folder, record.files)
+        record = files.read_record(kind, manifest)
+        check_files(manifest.parent, record.files)
     except LoadError:
         return False
     return record.request == request
@@ -248,13 +251,9 @@ def write_set(kind: str, record: type[Rank], folder: Path, shared: dict[str, Fil
         plan_hash=first.plan_hash,
         fingerprint=first.source.fingerprint,
         backend=getattr(first, "backend", None),
-        ranks={rank_folder(rank): _manifest_hash(folder, rank) for rank in sorted(ranks)},
+        ranks={rank_folder(rank): files.sha256_file(rank_manifest(folder, rank)) for rank in sorted(ranks)},
         files=shared,
         complete=set(ranks) == set(range(first.plan.ranks)),
     )
     files.write_record(folder / MANIFEST, summary)
     return summary
-
-
-def _manifest_hash(folder: Path, rank: int) -> str:
-    return hashlib.sha256((folder / rank_folder(rank) / MANIFEST).read_bytes()).hexdigest()
