@@ -1,0 +1,1 @@
+"""INT8: ranges seen over prompts, and graphs quantised by them."""
