@@ -193,4 +193,5 @@ def _manifest(
         files=stamps,
         request=digest,
         tools={"moetrt": __version__} | backend.tools(),
+        quantization=record.quantization,
     )

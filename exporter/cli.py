@@ -25,6 +25,8 @@ COMMANDS = {
     "plan": Entry("exporter.commands:plan", "Who owns what: layers, heads, experts, bytes; is it legal, does it fit."),
     "convert": Entry("exporter.commands:convert", "Write DeepSeek-inference shards, byte for byte as its converter does."),
     "export": Entry("exporter.commands:export", "Write each rank's portable graphs and weights."),
+    "calibrate": Entry("calibration.commands:calibrate", "Run prompts through float graphs; write the ranges INT8 needs."),
+    "quantize": Entry("calibration.commands:quantize", "Write the same graphs with INT8 weights and Q/DQ."),
     "build": Entry("engines.commands:build", "Build a backend's engines from portable graphs."),
     "run": Entry("engines.commands:run", "Generate text with built engines."),
     "compare": Entry("engines.commands:compare", "Run two chains side by side; exit 3 where their outputs differ."),

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -36,3 +36,22 @@ def progress(items: Iterable[Item], label: str, quiet: bool = False) -> Iterator
 
 def _rate(done: int, seconds: float) -> str:
     return f"{done / max(seconds, 1e-6) / 1e6:,.0f} MB/s"
+
+
+@contextlib.contextmanager
+def rounds(label: str, quiet: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar for each round of a job; call what you get with the round, its number of steps, and the step that is done."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda number, of, what: None
+        return
+    with contextlib.ExitStack() as stack:
+        bars: dict[int, Any] = {}
+
+        def told(number: int, of: int, what: str) -> None:
+            if number not in bars:
+                stack.close()
+                name = f"{label} {number + 1}" if number else label
+                bars[number] = stack.enter_context(click.progressbar(length=of, label=name, file=sys.stderr, item_show_func=lambda text: text))
+            bars[number].update(1, what)
+
+        yield told

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ def case_model(case: OpCase, dynamic: bool = True) -> onnx.ModelProto:
     """A graph of the case's single node, with its function body; tokens are symbolic, weights are initializers."""
     op, arrays = OPS[case.op], case.inputs()
     names = op.inputs[: len(arrays)]
-    fixed = {"bias", "gate_up", "down"}
+    fixed = {"bias", "gate_up", "down", "gate_up_scale", "down_scale", "x_scale", "h_scale"}
     node = helper.make_node(case.op, names, op.outputs, name="/op", domain=DOMAIN, **case.attributes)
     graph = helper.make_graph(
         [node],
@@ -65,6 +66,17 @@ def run_onnxruntime(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> lis
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})
+
+
+def optimized_by_onnxruntime(model: onnx.ModelProto, folder: Path) -> list[onnx.NodeProto]:
+    """The nodes that ONNX Runtime makes of the model for this CPU."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3  # or else it warns that the file is for this machine alone
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return list(onnx.load(folder / "optimized.onnx").graph.node)
 
 
 def run_torch(case: OpCase) -> list[np.ndarray]:
@@ -115,6 +127,24 @@ def parse(model: onnx.ModelProto) -> tuple[Any, list[str]]:
     parser = trt.OnnxParser(network, logger)
     parser.parse(model.SerializeToString())
     return network, [parser.get_error(number).desc() for number in range(parser.num_errors)]
+
+
+def layers_of(model: onnx.ModelProto, lengths: tuple[int, int, int]) -> str:
+    """The compiler's dump of layers for the model, built for one GPU generation and for these numbers of tokens."""
+    trt, log = tensorrt_rtx()
+    log.clear()
+    network, faults = parse(model)
+    assert not faults
+    builder = network.builder
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    for value in (network.get_input(number) for number in range(network.num_inputs)):
+        profile.set_shape(value.name, *([length if dim < 0 else dim for dim in value.shape] for length in lengths))
+    config.add_optimization_profile(profile)
+    assert builder.build_serialized_network(network, config) is not None, log.errors
+    return log.layers
 
 
 def feeds_of(case: OpCase) -> dict[str, np.ndarray]:

@@ -17,7 +17,13 @@ BFLOAT16_STEPS = Tolerance(3e-2, 3e-2, "as for float16, with bfloat16's 2^-8")
 LOG_ROUTING = Tolerance(4e-6, 4e-6, "weights go through a logarithm and a softmax: some float32 roundings more")
 LOGITS = Tolerance(5e-6, 5e-6, "two layers of float32, both sides scaled to the largest value")
 
+INT8_FLIPS = Tolerance(0, 2e-3, "of the L2 norm: another order of sums may round a value to the next int8 step, and a row moves with it")
+FLOAT16_INT8_FLIPS = Tolerance(0, 1e-2, "of the L2 norm: float16 is one in sixteen of an int8 step at the top of the range, so that many values flip")
+UNSIGNED = Tolerance(0, 0, "the same integers and the same scales: a zero point of 128 is subtracted again")
+
 TRANSFORMERS = Tolerance(2e-4, 0, "whole models in float32, absorbed against expanded attention, routing weights scaled by 16 in V2")
 
 BY_DTYPE = {"float32": FLOAT32_ORDER, "float16": FLOAT16_STEPS, "bfloat16": BFLOAT16_STEPS, "int64": EXACT}
 """The tolerance between two ways to compute an op in a dtype."""
+BY_DTYPE_INT8 = {"float32": INT8_FLIPS, "float16": FLOAT16_INT8_FLIPS}
+"""The same where activations are rounded to int8 on the way: ``relative`` is of the L2 norm."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from exporter.errors import BuildError
 from exporter.lowering import lower
+from exporter.lowering.unsigned import unsigned_activations
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
 from exporter.plan.manifest import Assembly, GraphsRank, Lowering
@@ -25,6 +26,13 @@ CAPABILITIES = Capabilities(
 )
 OPTIONS: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "config": {}}
 """What sessions are opened with; ``config`` are ONNX Runtime's session configuration entries."""
+QUANTIZED = {
+    # Without these instructions' wider form, products of u8 and s8 saturate in 16 bits.
+    "session.x64quantprecision": "1",
+    # Weight-only products compute in float32 rather than with activations of their own quantisation.
+    "session.qdq_matmulnbits_accuracy_level": "1",
+}
+"""Entries for quantised graphs: what runs is what was calibrated."""
 
 
 def tools() -> dict[str, str]:
@@ -44,7 +52,8 @@ def build(request: RankBuild) -> RankEngines:
     for number, (launch, file) in enumerate(assembly.graphs.items()):
         request.progress(launch, number / len(assembly.graphs))
         lowerings += _build_graph(request.source / file, request.folder / file)
-    return RankEngines(assembly, OPTIONS, tuple(lowerings), refusals)
+    options = OPTIONS if request.record.quantization is None else OPTIONS | {"config": QUANTIZED}
+    return RankEngines(assembly, options, tuple(lowerings), refusals)
 
 
 def _assembly(record: GraphsRank) -> tuple[Assembly, dict[str, str]]:
@@ -57,6 +66,7 @@ def _build_graph(source: Path, target: Path) -> tuple[Lowering, ...]:
     import onnx
 
     lowered, lowerings = lower(onnx.load(source, load_external_data=False), CAPABILITIES)
+    unsigned_activations(lowered)
     files.write_bytes(target, lowered.SerializeToString(deterministic=True))
     _try_open(target)
     return lowerings

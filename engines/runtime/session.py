@@ -25,11 +25,12 @@ def onnxruntime() -> Any:
 class Session:
     """A graph that runs on ONNX Runtime.
 
+    :param path: the graph's file; or the graph itself, whose weights lie where ``options`` say.
     :param threads: threads within one operator.
     :param options: what the engine's manifest recorded (see ``engines.backends.ort``); defaults for portable graphs.
     """
 
-    def __init__(self, path: Path, signature: Signature, threads: int, options: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: Path | bytes, signature: Signature, threads: int, options: dict[str, Any] | None = None) -> None:
         ort, options = onnxruntime(), options or {}
         self.signature = signature
         self.session = _open(ort, path, threads, options)
@@ -55,7 +56,7 @@ class Session:
         return dict(zip(self.results, binding.get_outputs()[len(self.states) :], strict=True))
 
 
-def _open(ort: Any, path: Path, threads: int, options: dict[str, Any]) -> Any:
+def _open(ort: Any, path: Path | bytes, threads: int, options: dict[str, Any]) -> Any:
     made = ort.SessionOptions()
     made.intra_op_num_threads = threads
     made.inter_op_num_threads = 1
@@ -64,9 +65,9 @@ def _open(ort: Any, path: Path, threads: int, options: dict[str, Any]) -> Any:
     for key, value in options.get("config", {}).items():
         made.add_session_config_entry(key, str(value))
     try:
-        return ort.InferenceSession(str(path), made, providers=options.get("providers", ["CPUExecutionProvider"]))
+        return ort.InferenceSession(path if isinstance(path, bytes) else str(path), made, providers=options.get("providers", ["CPUExecutionProvider"]))
     except Exception as cause:  # ONNX Runtime's exceptions share no base of their own
-        raise LoadError(f"ONNX Runtime cannot open {path}: {cause}", hint="bf16 graphs build for TensorRT; on a CPU export with --precision fp32.") from cause
+        raise LoadError(f"ONNX Runtime cannot open {'a graph' if isinstance(path, bytes) else path}: {cause}", hint="bf16 graphs build for TensorRT; on a CPU export with --precision fp32.") from cause
 
 
 def value_of(array: "np.ndarray") -> Any:

@@ -24,6 +24,7 @@ __all__ = ["LOWERINGS", "Context", "Lowerer", "Refusal", "Replacement", "lower"]
 LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
     "Route": (INLINE,),
     "Experts": (MOE_ORT, INLINE),
+    "QuantizedExperts": (INLINE,),
     # Never inlined: a rank's body sees one rank, and an engine of several would be wrong in silence.
     "AllReduce": (IDENTITY, DIST_COLLECTIVE),
     "AllGather": (IDENTITY, DIST_COLLECTIVE),

@@ -21,7 +21,7 @@ def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
     body, scope = body_of(node), scope_of(node)
     names = dict(zip(body.input, node.input, strict=False)) | dict(zip(body.output, node.output, strict=True))
     attributes = {attribute.name: attribute for attribute in node.attribute}
-    return Replacement(tuple(_placed(inner, scope, names, attributes) for inner in body.node))
+    return Replacement(tuple(_typed(_placed(inner, scope, names, attributes), scope, context) for inner in body.node))
 
 
 def _placed(
@@ -41,6 +41,14 @@ def _placed(
             attribute.CopyFrom(attributes[attribute.ref_attr_name])
             attribute.name = name
     return made
+
+
+def _typed(node: "onnx.NodeProto", scope: Scope, context: Context) -> "onnx.NodeProto":
+    """``CastLike`` as ``Cast``, where the type is known: ONNX Runtime folds that one alone."""
+    from onnx import helper
+
+    dtype = context.value(node.input[1]).dtype if node.op_type == "CastLike" else None
+    return helper.make_node("Cast", node.input[:1], node.output, name=scope.node("Cast"), to=dtype) if dtype else node
 
 
 INLINE = Lowerer("inline", refuses, rewrite)

@@ -16,6 +16,7 @@ from .all_gather import ALL_GATHER
 from .all_reduce import ALL_REDUCE
 from .experts import EXPERTS
 from .op import DOMAIN, OPSET, VERSION, Op
+from .quantized_experts import QUANTIZED_EXPERTS
 from .route import ROUTE
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DOMAIN", "OPS", "OPSET", "VERSION", "Op", "attributes_of", "bodies", "body_of"]
 
-OPS: dict[str, Op] = {op.name: op for op in (ROUTE, EXPERTS, ALL_REDUCE, ALL_GATHER)}
+OPS: dict[str, Op] = {op.name: op for op in (ROUTE, EXPERTS, QUANTIZED_EXPERTS, ALL_REDUCE, ALL_GATHER)}
 
 
 def attributes_of(node: "onnx.NodeProto") -> dict[str, Any]:

@@ -48,6 +48,26 @@ class Assembly:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How float graphs became these."""
+
+    scheme: str
+    """``int8``, ``int8-dynamic``, ``int8-weights``."""
+    table: str | None
+    """sha256 of the calibration table; None where none was needed."""
+    smooth: float | None
+    """Exponent of SmoothQuant; None where nothing was smoothed."""
+    float_segments: tuple[str, ...]
+    """Segments that were kept in float."""
+    weights: dict[str, str]
+    """Quantised weight → what becomes of its input: ``static``, ``token`` or ``float``."""
+    fallbacks: dict[str, str]
+    """``layers.3.moe_ffn.experts.down[7]`` → why this expert has the pooled range."""
+    sensitivity: dict[str, float] = field(default_factory=dict)
+    """Segment → mean KL of the logits, in nats, with it alone quantised; empty where it was not measured."""
+
+
+@dataclass(frozen=True)
 class GraphsRank:
     """``graphs/rank-NN/manifest.json``: one rank's portable graphs and weights."""
 
@@ -70,6 +90,7 @@ class GraphsRank:
     request: str
     """Digest of everything that decided the output: an equal request is not carried out twice."""
     tools: dict[str, str]
+    quantization: Quantization | None = None
     kind: str = "graphs-rank"
     version: int = 1
 
@@ -111,6 +132,7 @@ class EngineRank:
     files: dict[str, FileStamp]
     request: str
     tools: dict[str, str]
+    quantization: Quantization | None = None
     kind: str = "engine-rank"
     version: int = 1
 
@@ -191,7 +213,14 @@ def _identity(record: Rank, first: Rank) -> Iterable[tuple[str, Any, Any]]:
         names |= {"backend": "backend", "--max-context": "max_context", "--max-batch": "max_batch"}
     for what, name in names.items():
         yield what, getattr(record, name), getattr(first, name)
+    yield "quantisation", *(_calibration(one) for one in (record, first))
     yield "checkpoint", record.source.fingerprint, first.source.fingerprint
+
+
+def _calibration(record: Rank) -> str | None:
+    """What the ranks of a set must share of their quantisation: all but the names of their own layers."""
+    made = record.quantization
+    return made and files.digest([made.scheme, made.table, made.smooth, made.float_segments])
 
 
 def _short(value: Any) -> str:

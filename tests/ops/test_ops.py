@@ -4,14 +4,16 @@ import backends
 import numpy as np
 import onnx
 import pytest
-from suites.ops import CASES, EXPERT_CASES, OpCase
-from tolerances import BY_DTYPE
+from suites.ops import CASES, EXPERT_CASES, QUANTIZED_CASES, OpCase
+from tolerances import BY_DTYPE, BY_DTYPE_INT8
 
 from exporter.errors import ExportError
 from exporter.ops import DOMAIN, OPS, bodies
 
-NOT_ON_ORT_CPU = {"experts 2-5 of 8, 17 tokens, bfloat16": "ONNX Runtime has no bfloat16 MatMul on CPU"}
+NOT_ON_ORT_CPU = {case.name: "ONNX Runtime has no bfloat16 MatMul on CPU" for case in CASES if "bfloat16" in case.name}
 
+# Quantised experts have no torch op: they are made of exported graphs.
+torch_cases = pytest.mark.parametrize("case", [case for case in CASES if case not in QUANTIZED_CASES], ids=lambda case: case.name)
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
@@ -27,20 +29,28 @@ def assert_same(got: list[np.ndarray], wanted: list[np.ndarray]) -> None:
         np.testing.assert_allclose(np.float64(one), np.float64(other), tolerance.relative, tolerance.absolute)
 
 
+def assert_same_but_for_flips(one: np.ndarray, other: np.ndarray) -> None:
+    """Equal but for some values that were rounded to a neighbouring int8 step."""
+    assert (one.shape, one.dtype) == (other.shape, other.dtype)
+    distance = np.linalg.norm(np.float64(one) - np.float64(other))
+    assert distance <= BY_DTYPE_INT8[other.dtype.name].relative * np.linalg.norm(np.float64(other))
+
+
 @every_case
 def test_function_body_in_onnxruntime_equals_the_reference(case: OpCase) -> None:
     if case.name in NOT_ON_ORT_CPU:
         pytest.skip(NOT_ON_ORT_CPU[case.name])
-    assert_same(backends.run_onnxruntime(backends.case_model(case), backends.feeds_of(case)), expected(case))
+    got, wanted = backends.run_onnxruntime(backends.case_model(case), backends.feeds_of(case)), expected(case)
+    assert_same_but_for_flips(got[0], wanted[0]) if case.attributes.get("activations") in ("static", "token") else assert_same(got, wanted)
 
 
-@every_case
+@torch_cases
 def test_torch_op_equals_the_reference(case: OpCase) -> None:
     pytest.importorskip("torch")
     assert_same(backends.run_torch(case), expected(case))
 
 
-@every_case
+@torch_cases
 def test_fake_torch_op_and_shape_rule_foretell_the_shapes(case: OpCase) -> None:
     torch = pytest.importorskip("torch")
     from torch._subclasses.fake_tensor import FakeTensorMode

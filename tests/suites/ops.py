@@ -94,6 +94,28 @@ def sliced(mixture: Mixture, first: int, count: int, all_on: int | None = None) 
     return OpCase(f"experts {where}, {mixture.tokens} tokens, {mixture.dtype}{crowd}", "Experts", inputs, {"first_expert": first})
 
 
+def quantized(mixture: Mixture, first: int, count: int, activations: str, all_on: int | None = None) -> OpCase:
+    """``sliced`` with int8 weights. Static scales are narrower than the data: saturation is part of the meaning."""
+    like = sliced(mixture, first, count, all_on)
+
+    def inputs() -> tuple[np.ndarray, ...]:
+        x, chosen, weights, *floats = like.inputs()
+        (gate_up, gate_up_scale), (down, down_scale) = (_to_int8(weight.swapaxes(1, 2), x.dtype) for weight in floats)
+        operands = (x, chosen, weights, gate_up, gate_up_scale, down, down_scale)
+        static = (np.array(3 / 127, x.dtype), np.linspace(1 / 127, 4 / 127, count).reshape(count, 1, 1).astype(x.dtype))
+        return operands + static if activations == "static" else operands
+
+    attributes = {"first_expert": first, "activations": activations}
+    return OpCase(f"quantized {like.name}, {activations}", "QuantizedExperts", inputs, attributes)
+
+
+def _to_int8(weight: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Values, and a scale by expert and output channel."""
+    wide = weight.astype(np.float32)
+    scale = (np.abs(wide).max(axis=1, keepdims=True) / 127).astype(dtype)
+    return np.clip(np.rint(wide / scale.astype(np.float32)), -128, 127).astype(np.int8), scale
+
+
 ROUTE_CASES = (
     *(route_case(family, tokens) for family in ROUTINGS for tokens in (0, 1, 7, 64)),
     *(tied_routes(family) for family in ROUTINGS),
@@ -116,8 +138,19 @@ EXPERT_CASES = (
     sliced(Mixture(17, dtype="float16"), 2, 4),
     sliced(Mixture(17, dtype="bfloat16"), 2, 4),
 )
+QUANTIZED_CASES = tuple(
+    case
+    for activations in ("static", "token", "float")
+    for case in (
+        *(quantized(Mixture(tokens), 0, 8, activations) for tokens in (0, 1, 17)),
+        quantized(Mixture(17), 4, 4, activations),
+        quantized(Mixture(5), 4, 4, activations, all_on=3),
+        quantized(Mixture(17, dtype="float16"), 0, 8, activations),
+        quantized(Mixture(17, dtype="bfloat16"), 2, 4, activations),
+    )
+)
 COLLECTIVE_CASES = (
     OpCase("all_reduce", "AllReduce", lambda: (random(5, 2, 3, 4),), {"ranks": 1}),
     OpCase("all_gather", "AllGather", lambda: (random(5, 2, 3, 4),), {"ranks": 1, "axis": -1}),
 )
-CASES = (*ROUTE_CASES, *EXPERT_CASES, *COLLECTIVE_CASES)
+CASES = (*ROUTE_CASES, *EXPERT_CASES, *QUANTIZED_CASES, *COLLECTIVE_CASES)

@@ -1,0 +1,205 @@
+"""Prompts through portable graphs become a table of ranges, once every expert has seen enough tokens or is named."""
+
+import importlib.metadata
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engines.prompts import read_prompts
+from engines.runtime.loading import read_set
+from engines.runtime.text import Text
+from exporter import __version__
+from exporter.errors import LoadError, RunError, UsageError
+from exporter.plan import files
+from exporter.plan import manifest as records
+from exporter.plan.manifest import GraphsRank
+
+from .collect import Collection, Seen
+from .observers import METHODS, amax
+from .table import ExpertRanges, Range, Table, read_table
+from .walk import batches
+
+if TYPE_CHECKING:
+    from .observers import Histogram
+
+COARSE = 64
+"""Bins of a histogram in the table: enough to draw."""
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """What ``moetrt calibrate`` was asked for."""
+
+    graphs: Path
+    prompts: Path
+    output: Path
+    samples: int = 128
+    """Prompts to begin with."""
+    max_tokens: int = 512
+    """A prompt's tokens beyond these are left out."""
+    batch: int = 8
+    method: str = "max"
+    min_tokens_per_expert: int = 32
+    seed: int | None = None
+    """Draws the prompts; None takes them in order."""
+    strict: bool = False
+    """Refuse rather than fall back, where an expert lacks tokens."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"there is no method {self.method!r}.", hint=f"Known are {', '.join(METHODS)}.")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What came of it."""
+
+    output: Path
+    table: Table
+    kept: bool
+    """It was there already, made by an equal request."""
+
+    def summary(self) -> str:
+        table, fallen = self.table, fallbacks(self.table)
+        lines = [
+            f"{self.output}: {'kept; ' if self.kept else ''}{len(table.linears)} ranges by {table.method} over {table.tokens} tokens of {table.samples} prompts"
+            + (f" ({table.topped_up} to top up experts)" if table.topped_up else "")
+        ]
+        if table.experts:
+            least = min(min(one.tokens) for one in table.experts.values())
+            lines.append(f"experts: {least} tokens or more each" + (f"; {len(fallen)} have their layer's pooled range" if fallen else ""))
+        return "\n".join([*lines, *(f"  {name}: {why}" for name, why in list(fallen.items())[:8]), *(["  …"] if len(fallen) > 8 else [])])
+
+
+def fallbacks(table: Table) -> dict[str, str]:
+    """``layers.3.moe_ffn.experts.down[7]`` → why it has the pooled range."""
+    return {f"{name}[{expert}]": why for name, one in table.experts.items() for expert, why in one.fallbacks.items()}
+
+
+Told = Callable[[int, int, str], None]
+"""Called with the round, how many segments it has, and the one that is done."""
+
+
+def calibrate(request: CalibrationRequest, told: Told = lambda number, of, what: None) -> Calibration:
+    """Make the table; what an interrupted run had finished is used again.
+
+    :raises MoetrtError: graphs or prompts do not allow it, an activation is not finite, or with ``strict`` an expert lacks tokens.
+    """
+    ranks = require_float(request.graphs)
+    rows = _rows(request, ranks[0])
+    digest = _digest(request, ranks)
+    if request.output.is_file() and (there := read_table(request.output)).request == digest:
+        _require_covered(request, there)
+        return Calibration(request.output, there, kept=True)
+    scratch = request.output.with_name(f".{request.output.name}.partial")
+    collection = Collection(request.graphs, ranks, scratch, digest)
+    used, number = 0, 0
+    while True:
+        chosen = rows[used : used + request.samples]
+        collection.run(number, batches(chosen, request.batch), lambda name, number=number: told(number, len(collection.parts), name))
+        used, number = used + len(chosen), number + 1
+        if used == len(rows) or not _lacking(request, collection):
+            break
+    table = _table(request, ranks[0], collection, rows[:used], digest)
+    _require_covered(request, table)
+    files.write_record(request.output, table)
+    collection.close()
+    return Calibration(request.output, table, kept=False)
+
+
+def require_float(graphs: Path) -> dict[int, GraphsRank]:
+    """The graphs' ranks: a whole set, with weights, not quantised yet.
+
+    :raises LoadError: they are something else.
+    """
+    ranks = read_set(graphs)
+    if not isinstance(ranks[0], GraphsRank):
+        raise LoadError(f"{graphs} holds engines.", hint="Give the folder that `moetrt export` wrote.")
+    if ranks[0].weights is None:
+        raise LoadError(f"{graphs} holds graphs without weights.", hint="Export again without --graphs-only.")
+    if ranks[0].quantization is not None:
+        raise LoadError(f"{graphs} is quantised already ({ranks[0].quantization.scheme}).", hint="Give the float graphs that `moetrt export` wrote.")
+    for rank, record in ranks.items():
+        records.check_files(graphs / records.rank_folder(rank), record.files)
+    return ranks
+
+
+def _rows(request: CalibrationRequest, record: GraphsRank) -> list[list[int]]:
+    config = record.config
+    rows = read_prompts(request.prompts, lambda text: Text(request.graphs, config.bos).encode(text))
+    for number, row in enumerate(rows, 1):
+        strange = next((token for token in row if not 0 <= token < config.vocab), None)
+        if strange is not None:
+            raise RunError(f"prompt {number} of {request.prompts} has the token {strange}, beyond the vocabulary of {config.vocab}.", hint="Was it made by another tokenizer?")
+    if request.seed is not None:
+        random.Random(request.seed).shuffle(rows)
+    return [row[: min(request.max_tokens, config.positions)] for row in rows if row]
+
+
+def _digest(request: CalibrationRequest, ranks: dict[int, GraphsRank]) -> str:
+    asked = files.to_json(replace(request, strict=False))
+    asked = {name: value for name, value in asked.items() if name not in ("graphs", "prompts", "output", "strict")} if isinstance(asked, dict) else {}
+    graphs = [files.sha256_file(records.rank_manifest(request.graphs, rank)) for rank in sorted(ranks)]
+    return files.digest({"moetrt": __version__, "graphs": graphs, "prompts": files.sha256_file(request.prompts)} | {name: str(value) for name, value in asked.items()})
+
+
+def _lacking(request: CalibrationRequest, collection: Collection) -> bool:
+    return any(len(seen.tokens) and seen.tokens.min() < request.min_tokens_per_expert for _, seen in collection.segments())
+
+
+def _table(request: CalibrationRequest, record: GraphsRank, collection: Collection, rows: list[list[int]], digest: str) -> Table:
+    linears: dict[str, Range] = {}
+    experts: dict[str, ExpertRanges] = {}
+    for name, seen in collection.segments():
+        linears |= {weight: _range(histogram, seen.channels.get(weight, ()), request.method) for weight, histogram in seen.linears.items()}
+        if len(seen.tokens):
+            experts[f"{name}.experts.down"] = expert_ranges(seen, request.method, request.min_tokens_per_expert)
+    return Table(
+        source=record.source,
+        config_hash=files.digest(record.config),
+        precision=record.precision,
+        method=request.method,
+        prompts=files.sha256_file(request.prompts),
+        samples=len(rows),
+        topped_up=max(0, len(rows) - request.samples),
+        tokens=sum(map(len, rows)),
+        min_tokens_per_expert=request.min_tokens_per_expert,
+        linears=linears,
+        experts=experts,
+        request=digest,
+        tools={"moetrt": __version__, "onnxruntime": importlib.metadata.version("onnxruntime")},
+    )
+
+
+def _range(histogram: "Histogram", channels: object, method: str) -> Range:
+    counts, top = histogram.coarse(COARSE)
+    return Range(amax(histogram, method), float(histogram.maximum), int(histogram.total), counts, top, tuple(float(f"{value:.7g}") for value in channels))
+
+
+def expert_ranges(seen: Seen, method: str, least: int) -> ExpertRanges:
+    """Each expert's range; the pooled one, with the reason, for experts that saw fewer than ``least`` tokens."""
+    from .observers import Histogram
+
+    everything = Histogram()
+    for one in seen.experts:
+        everything.merge(one)
+    pooled = amax(everything, method)
+    reasons = {
+        str(expert): "no token was routed to it" if count == 0 else f"only {count} tokens were routed to it, fewer than {least}"
+        for expert, count in enumerate(seen.tokens.tolist())
+        if count < max(least, 1)
+    }
+    chosen = tuple(pooled if str(expert) in reasons else amax(one, method) for expert, one in enumerate(seen.experts))
+    return ExpertRanges(tuple(seen.tokens.tolist()), chosen, tuple(float(one.maximum) for one in seen.experts), pooled, reasons)
+
+
+def _require_covered(request: CalibrationRequest, table: Table) -> None:
+    fallen = fallbacks(table)
+    if request.strict and fallen:
+        name, why = next(iter(fallen.items()))
+        raise RunError(
+            f"{len(fallen)} experts lack tokens; {name}: {why} ({table.samples} prompts, {table.tokens} tokens).",
+            hint="Give more prompts, lower --min-tokens-per-expert, or leave --strict out: they then get their layer's pooled range.",
+        )

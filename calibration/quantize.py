@@ -1,0 +1,229 @@
+"""Float graphs and a table become INT8 graphs of the same names, rank by rank; a finished rank is left alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter import __version__
+from exporter.errors import ExportError, LoadError, UsageError
+from exporter.models.weights import DTYPES
+from exporter.plan import files
+from exporter.plan import manifest as records
+from exporter.plan.manifest import FileStamp, GraphsRank, Quantization
+
+from .calibrate import fallbacks, require_float
+from .insert import Insertion
+from .schemes import STATIC, QuantScheme, find_scheme, input_mode, segment_of
+from .smooth import factors_of_weights, smoothed_table, smoothing_factors
+from .table import LEVELS, Table, read_table
+from .weights import Entry, Error, Weights, array_entry, bytes_of, float_entry, layout_of, quantised_entries, write_entries
+
+if TYPE_CHECKING:
+    import numpy as np
+
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class QuantizeRequest:
+    """What ``moetrt quantize`` was asked for."""
+
+    graphs: Path
+    output: Path
+    table: Path | None = None
+    scheme: str = "int8"
+    smooth: float | None = None
+    """Exponent of SmoothQuant, 0 to 1."""
+    head: str = "auto"
+    """``int8``, ``float``, or what the scheme does."""
+    rank: int | None = None
+    float_segments: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        scheme = find_scheme(self.scheme)
+        if self.table is None and (scheme.needs_table or self.smooth is not None):
+            raise UsageError(f"the scheme {self.scheme} needs --table.", hint="Make one with `moetrt calibrate GRAPHS --prompts FILE --output FILE`.")
+        if self.smooth is not None and not 0 <= self.smooth <= 1:
+            raise UsageError(f"--smooth is {self.smooth}; it must be from 0 (weights keep their spread) to 1.", hint="0.5 is usual.")
+
+    @property
+    def quantises_head(self) -> bool:
+        return find_scheme(self.scheme).head if self.head == "auto" else self.head == "int8"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was done."""
+
+    request: QuantizeRequest
+    made: tuple[int, ...]
+    kept: tuple[int, ...]
+    """Ranks that were finished already."""
+    float_bytes: int
+    """Weights files of all ranks, before."""
+    int8_bytes: int
+    """… and after."""
+    errors: dict[str, tuple[float, int, int]]
+    """Weight → relative L2 error of quantising it, and its bytes before and after, over the ranks made now."""
+
+    def summary(self) -> str:
+        kept = f", {len(self.kept)} kept" if self.kept else ""
+        return f"{self.request.output}: {len(self.made)} rank(s) as {self.request.scheme}{kept}, weights {self.float_bytes / 1e6:.1f} → {self.int8_bytes / 1e6:.1f} MB"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """All that quantising depends on, the same for every rank."""
+
+    request: QuantizeRequest
+    scheme: QuantScheme
+    table: Table | None
+    """After smoothing."""
+    table_hash: str | None
+    factors: "dict[str, np.ndarray]"
+    """Segment → smoothing factors."""
+    sensitivity: dict[str, float]
+
+
+def quantize(request: QuantizeRequest, advance: Callable[[int], None] = lambda count: None, sensitivity: dict[str, float] | None = None) -> Quantized:
+    """Write the quantised graphs.
+
+    :param advance: called with each number of weight bytes that were written.
+    :param sensitivity: what was measured of each segment, for the record.
+    :raises MoetrtError: graphs or table do not allow it; nothing half-written is left.
+    """
+    ranks = require_float(request.graphs)
+    decision = decide(request, ranks, sensitivity or {})
+    wanted = [rank for rank in ranks if request.rank in (None, rank)]
+    if not wanted:
+        raise LoadError(f"{request.graphs} has no rank {request.rank}.", hint=f"It has {sorted(ranks)}.")
+    if request.output.resolve() == request.graphs.resolve():
+        raise ExportError(f"{request.output} is the folder of the float graphs.", hint="Choose another --output.")
+    records.require_own_folder(request.output, "graphs", ExportError)
+    digests = {rank: _digest(decision, ranks[rank]) for rank in wanted}
+    made = tuple(rank for rank in wanted if not records.finished(GraphsRank, records.rank_manifest(request.output, rank), digests[rank]))
+    errors: dict[str, list] = {}
+    for rank in made:
+        _quantize_rank(decision, ranks[rank], digests[rank], advance, errors)
+    records.write_set("graphs", GraphsRank, request.output, records.share_file(request.graphs / records.TOKENIZER, request.output))
+    after = records.read_ranks(GraphsRank, request.output)
+    sizes = (sum(all_[rank].files[all_[rank].weights].bytes for rank in wanted) for all_ in (ranks, after))
+    found = {name: (error.relative, before, now) for name, (error, before, now) in errors.items()}
+    return Quantized(request, made, tuple(rank for rank in wanted if rank not in made), *sizes, found)
+
+
+def decide(request: QuantizeRequest, ranks: dict[int, GraphsRank], sensitivity: dict[str, float]) -> Decision:
+    """Read the table, hold it against the graphs, and smooth.
+
+    :raises LoadError: the table is of another checkpoint, or lacks a range.
+    """
+    scheme, record = find_scheme(request.scheme), ranks[0]
+    if request.table is None:
+        return Decision(request, scheme, None, None, {}, sensitivity)
+    table = read_table(request.table)
+    _require_own(table, request.table, record)
+    skip = frozenset(request.float_segments)
+    factors = smoothing_factors(request.graphs, ranks, table, request.smooth, skip) if request.smooth is not None else {}
+    return Decision(request, scheme, smoothed_table(table, factors), files.sha256_file(request.table), factors, sensitivity)
+
+
+def _require_own(table: Table, path: Path, record: GraphsRank) -> None:
+    if table.source.fingerprint != record.source.fingerprint or table.config_hash != files.digest(record.config):
+        raise LoadError(
+            f"{path} was calibrated on {table.source.name} ({(table.source.fingerprint or '')[:12]}), the graphs are of {record.source.name} ({(record.source.fingerprint or '')[:12]}).",
+            hint="A table serves every plan of one checkpoint, and no other checkpoint: calibrate these graphs.",
+        )
+
+
+def _digest(decision: Decision, record: GraphsRank) -> str:
+    request = decision.request
+    asked = {"scheme": request.scheme, "smooth": request.smooth, "head": request.quantises_head, "float": request.float_segments, "table": decision.table_hash}
+    return files.digest({"moetrt": __version__, "graphs": record.request, "files": record.files, "sensitivity": decision.sensitivity} | asked)
+
+
+def _quantize_rank(decision: Decision, record: GraphsRank, digest: str, advance: Callable[[int], None], errors: dict[str, list]) -> None:
+    request = decision.request
+    source = request.graphs / records.rank_folder(record.rank)
+    weights = Weights(source / record.weights)
+    weights.factors = factors_of_weights(decision.factors, list(weights.infos))
+    modes = {name: mode for name in weights.infos if segment_of(name) not in request.float_segments and (mode := input_mode(decision.scheme, name, request.quantises_head))}
+    scales = {name: _input_scale(decision, record, name) for name, mode in modes.items() if mode == STATIC}
+    entries = _entries(weights, modes, scales, DTYPES[record.precision], errors)
+    placed = layout_of(entries)
+    insertion = Insertion(modes, scales, placed, _dtype(record.precision))
+    with files.whole_folder(request.output / records.rank_folder(record.rank)) as folder:
+        stamps = {file: _write_graph(insertion, source / file, folder / file) for file in {**record.segments.graphs, **record.whole.graphs}.values()}
+        stamps[WEIGHTS] = write_entries(folder / WEIGHTS, entries, placed, advance)
+        made = _quantization(decision, record, modes)
+        files.write_record(folder / records.MANIFEST, replace(record, quantization=made, weights=WEIGHTS, files=stamps, request=digest))
+
+
+def _dtype(precision: str) -> "np.dtype":
+    import ml_dtypes
+    import numpy as np
+
+    return np.dtype({"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}[precision])
+
+
+def _input_scale(decision: Decision, record: GraphsRank, weight: str) -> "np.ndarray":
+    """amax / 127: a scalar, or for experts' ``down`` *shape* ``(local experts, 1, 1)``.
+
+    :raises LoadError: the table has no range for it, or a range of nothing but zeros.
+    """
+    import numpy as np
+
+    if weight.endswith("experts.down"):
+        if weight not in decision.table.experts:
+            raise LoadError(f"{decision.request.table} has no ranges for {weight}.", hint="Calibrate these graphs.")
+        found = [decision.table.experts[weight].amax[expert] for expert in record.shard.experts]
+        values = np.array(found, np.float32).reshape(-1, 1, 1)
+    else:
+        if weight not in decision.table.linears:
+            raise LoadError(f"{decision.request.table} has no range for the input of {weight}.", hint="Calibrate these graphs.")
+        values = np.array(decision.table.linears[weight].amax, np.float32)
+    dtype = _dtype(record.precision)
+    scales = np.asarray(values / np.float32(LEVELS)).astype(dtype)
+    if not (scales.astype(np.float32) > 0).all():
+        raise LoadError(f"the range of the input of {weight} is zero: no prompt ever made it anything else.", hint="Calibrate with prompts that reach it, or keep it float.")
+    return scales
+
+
+def _entries(weights: Weights, modes: dict[str, str], scales: "dict[str, np.ndarray]", dtype: str, errors: dict[str, list]) -> list[Entry]:
+    entries: list[Entry] = []
+    for name, info in weights.infos.items():
+        if name not in modes:
+            entries.append(float_entry(weights, name))
+            continue
+        kept = errors.setdefault(name, [Error(), 0, 0])
+        made = list(quantised_entries(weights, name, dtype, kept[0]))
+        if name in scales and scales[name].ndim == 3:
+            made.append(array_entry(f"{name}.input_scale", dtype, scales[name]))
+        kept[1] += info.bytes
+        kept[2] += sum(map(bytes_of, made))
+        entries += made
+    return entries
+
+
+def _write_graph(insertion: Insertion, source: Path, target: Path) -> FileStamp:
+    import hashlib
+
+    import onnx
+
+    data = insertion.rewrite(onnx.load(source, load_external_data=False)).SerializeToString(deterministic=True)
+    files.write_bytes(target, data)
+    return FileStamp(len(data), hashlib.sha256(data).hexdigest())
+
+
+def _quantization(decision: Decision, record: GraphsRank, modes: dict[str, str]) -> Quantization:
+    request = decision.request
+    fallen = fallbacks(decision.table) if decision.table and STATIC in modes.values() else {}
+    return Quantization(
+        scheme=request.scheme,
+        table=decision.table_hash,
+        smooth=request.smooth,
+        float_segments=request.float_segments,
+        weights=modes,
+        fallbacks={name: why for name, why in fallen.items() if modes.get(name.partition("[")[0]) == STATIC},
+        sensitivity=decision.sensitivity,
+    )

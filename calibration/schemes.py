@@ -1,0 +1,63 @@
+"""Quantisation schemes as values: what becomes of the weights and of what they multiply."""
+
+from dataclasses import dataclass
+
+from exporter.errors import UsageError
+
+STATIC, TOKEN, FLOAT, NOTHING = "static", "token", "float", "nothing"
+"""A linear's input: quantised with one calibrated scale, with a scale of its own for each token, or not at all; nothing: its weight neither."""
+
+
+@dataclass(frozen=True)
+class QuantScheme:
+    """One way to quantise a model; weights are INT8 per output channel, symmetric."""
+
+    name: str
+    attention: str
+    """What becomes of the inputs of attention's linears."""
+    feed_forward: str
+    """… of dense, shared and routed experts' linears."""
+    head: bool
+    """Whether the head is quantised where nothing is said."""
+    about: str
+
+    @property
+    def needs_table(self) -> bool:
+        return STATIC in (self.attention, self.feed_forward)
+
+
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        QuantScheme("int8", STATIC, STATIC, False, "W8A8, all activations by calibrated scales"),
+        QuantScheme("int8-dynamic", STATIC, TOKEN, False, "W8A8, feed-forwards with a scale for each token"),
+        QuantScheme("int8-weights", FLOAT, FLOAT, True, "weights alone; activations stay float"),
+        QuantScheme("none", NOTHING, NOTHING, False, "a copy in float"),
+    )
+}
+LINEARS = {
+    "attention": ("q", "q_a", "q_b", "kv_a", "o"),
+    "dense_ffn": ("gate", "up", "down"),
+    "moe_ffn": ("shared.gate", "shared.up", "shared.down", "experts.gate_up", "experts.down"),
+}
+"""Segment kind → what is quantised there. Router, norms, embedding and the two halves of ``kv_b`` stay float."""
+
+
+def find_scheme(name: str) -> QuantScheme:
+    if name not in SCHEMES:
+        raise UsageError(f"there is no scheme {name!r}.", hint=f"Known are {', '.join(SCHEMES)}.")
+    return SCHEMES[name]
+
+
+def segment_of(weight: str) -> str:
+    """``layers.3.moe_ffn.experts.down`` → ``layers.3.moe_ffn``; ``head.weight`` → ``head``."""
+    return ".".join(weight.split(".")[:3]) if weight.startswith("layers.") else weight.partition(".")[0]
+
+
+def input_mode(scheme: QuantScheme, weight: str, head: bool) -> str | None:
+    """What becomes of a weight's input; None for a weight that stays float."""
+    segment = segment_of(weight)
+    kind, local = segment.rpartition(".")[2], weight[len(segment) + 1 :]
+    quantised = head and weight == "head.weight" if segment == "head" else local in LINEARS.get(kind, ())
+    mode = scheme.feed_forward if kind in ("dense_ffn", "moe_ffn") else scheme.attention
+    return mode if quantised and mode != NOTHING else None
