@@ -2,17 +2,24 @@
 MODEL     ?= examples/tiny-v3
 TENSOR    ?= 2
 PIPELINE  ?= 1
-PRECISION ?= fp32
+PRECISION ?= int8
+PROMPTS   ?= $(MODEL)/prompts.txt
+HELDOUT   ?= $(MODEL)/prompts-heldout.txt
 PROMPT    ?= The nice thing about computers is
 PYTHON    ?= python3
 
+# int8, int8-dynamic and int8-weights are made from float32 graphs.
+SCHEME   := $(filter int8%,$(PRECISION))
+FLOAT    := $(if $(SCHEME),fp32,$(PRECISION))
+# One folder of engines for each precision: `engines` is the default one's.
+SUFFIX   := $(if $(filter int8,$(PRECISION)),,-$(PRECISION))
 OUT      := build/$(notdir $(abspath $(MODEL)))-tp$(TENSOR)-pp$(PIPELINE)
 BIN      := .venv/bin
 READY    := .venv/.ready
 # Every backend that installs here; asked only when a recipe needs it.
 BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx)
 
-.PHONY: setup engines calibration compare test bench lint help
+.PHONY: setup graphs graphs-int8 engines calibration compare test bench lint help
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -29,16 +36,21 @@ $(READY): setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[tensorrt-rtx]' || echo "TensorRT-RTX does not install here; its engines and tests are skipped." >&2
 	touch $@
 
-engines: setup ## Export MODEL, build its engines for BACKENDS, end with a line of text
-	$(BIN)/moetrt export $(MODEL) --output $(OUT)/graphs --tensor $(TENSOR) --pipeline $(PIPELINE) --precision $(PRECISION)
-	set -e; for backend in $(BACKENDS); do $(BIN)/moetrt build $(OUT)/graphs --backend $$backend --output $(OUT)/engines/$$backend; done
-	$(BIN)/moetrt run $(OUT)/engines/ort --prompt "$(PROMPT)" --max-tokens 48
+graphs: setup
+	$(BIN)/moetrt export $(MODEL) --output $(OUT)/graphs --tensor $(TENSOR) --pipeline $(PIPELINE) --precision $(FLOAT)
 
-calibration: setup ## INT8 calibration over the model's prompts (comes with the INT8 issue)
-	@echo "moetrt calibrate does not exist yet: INT8 is the next piece of work. Engines are float until then." >&2; exit 1
+calibration: graphs ## Ranges of MODEL's activations over its prompts (PROMPTS)
+	$(BIN)/moetrt calibrate $(OUT)/graphs --prompts $(PROMPTS) --output $(OUT)/calibration.json
+
+graphs-int8: calibration
+	$(BIN)/moetrt quantize $(OUT)/graphs --table $(OUT)/calibration.json --scheme $(SCHEME) --output $(OUT)/graphs-$(SCHEME) $(if $(wildcard $(HELDOUT)),--held-out $(HELDOUT))
+
+engines: $(if $(SCHEME),graphs-int8,graphs) ## Export MODEL, quantise it, build its engines for BACKENDS, end with a line of text
+	set -e; for backend in $(BACKENDS); do $(BIN)/moetrt build $(OUT)/graphs$(SCHEME:%=-%) --backend $$backend --output $(OUT)/engines$(SUFFIX)/$$backend; done
+	$(BIN)/moetrt run $(OUT)/engines$(SUFFIX)/ort --prompt "$(PROMPT)" --max-tokens 48
 
 compare: engines ## Engines against transformers; against TensorRT where a GPU can run it
-	$(BIN)/moetrt compare $(OUT)/engines/ort $(MODEL) --prompts $(MODEL)/prompts-heldout.txt
+	$(BIN)/moetrt compare $(OUT)/engines$(SUFFIX)/ort $(MODEL) --prompts $(HELDOUT)
 	@echo "TensorRT: skipped, running its engines needs a CUDA device and a TensorRT session, which does not exist yet."
 
 test: setup ## Run the tests

@@ -5,21 +5,20 @@
 
 All start from the same float32 graph, our custom ops replaced by their bodies, and see the same calibration prompts, one
 by one. What each made is run by ONNX Runtime on the CPU with its INT8 fusions off: the figures are those of the numbers
-in the file, not of a kernel. ``--fused`` leaves them on. ModelOpt pins other versions: give it an environment of its own.
+in the file, not of a kernel. ModelOpt pins other versions: give it an environment of its own.
 
     python -m venv peers && peers/bin/pip install 'nvidia-modelopt[onnx]' tokenizers
     PYTHONPATH=. peers/bin/python benchmarks/int8_peers.py examples/tiny-v3 graphs --only modelopt
 """
 
 import argparse
-import importlib
-import importlib.metadata
+import contextlib
 import json
 import platform
 import re
+import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,11 +54,13 @@ class Task:
 class Peer:
     """One recipe of one tool."""
 
-    name: str
+    tool: str
     scope: str
-    """What it is asked to quantise."""
-    quantise: Callable[[Task, Path], None]
-    """Writes a quantised model to the path."""
+    settings: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return " ".join((self.tool, *self.settings))
 
 
 @dataclass
@@ -72,13 +73,12 @@ class Result:
     change_percent: float | None = None
     kl: float | None = None
     matmuls_quantised: int = 0
-    """MatMuls of which both operands come out of DequantizeLinear."""
+    """MatMuls of which both operands come out of DequantizeLinear; ``linears_quantised`` are those among `LINEARS`."""
     linears_quantised: int = 0
-    """Those among `LINEARS`."""
     activations_quantised: int = 0
     """Values that a QuantizeLinear reads and that are no weights."""
     seconds: float = 0.0
-    """Calibration and rewriting, without the evaluation."""
+    """Of calibration and rewriting."""
     error: str = ""
 
 
@@ -99,80 +99,62 @@ class Prompts:
     def get_next(self) -> Feeds | None:
         return next(self.left, None)
 
+    def get_first(self) -> Feeds:  # for ModelOpt
+        return self.prompts[0]
+
     def __len__(self) -> int:
         return len(self.prompts)
 
 
-def ort_recipe(method: str, activations: str, scope: str) -> Callable[[Task, Path], None]:
+def ort_quantise(task: Task, output: Path, scope: str, method: str, activations: str) -> None:
     """``quantize_static`` with INT8 weights per channel.
 
     :param method: how activation ranges are found, as ``CalibrationMethod`` names it
     :param activations: ``QInt8``, then with zero points of 0 as TensorRT wants them, or ``QUInt8``
     """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    def quantise(task: Task, output: Path) -> None:
-        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-
-        # One prompt at a time: histograms are taken of arrays of one shape, and prompts differ in length.
-        options = {"ActivationSymmetric": activations == "QInt8", "CalibStridedMinMax": 1}
-        options |= {"OpTypesToExcludeOutputQuantization": ["MatMul"]} if scope == OURS else {}
-        quantize_static(
-            task.graph, output, Prompts(task.prompts), quant_format=QuantFormat.QDQ, per_channel=True, weight_type=QuantType.QInt8,
-            activation_type=QuantType[activations], calibrate_method=CalibrationMethod[method], extra_options=options,
-            **({} if scope == ALL else {"op_types_to_quantize": ["MatMul"], "nodes_to_quantize": list(task.linears)}),
-        )  # fmt: skip
-
-    return quantise
+    # One prompt at a time: histograms are taken of arrays of one shape, and prompts differ in length.
+    options = {"ActivationSymmetric": activations == "QInt8", "CalibStridedMinMax": 1}
+    options |= {"OpTypesToExcludeOutputQuantization": ["MatMul"]} if scope == OURS else {}
+    quantize_static(
+        task.graph, output, Prompts(task.prompts), quant_format=QuantFormat.QDQ, per_channel=True, weight_type=QuantType.QInt8,
+        activation_type=QuantType[activations], calibrate_method=CalibrationMethod[method], extra_options=options,
+        **({} if scope == ALL else {"op_types_to_quantize": ["MatMul"], "nodes_to_quantize": list(task.linears)}),
+    )  # fmt: skip
 
 
-def modelopt_recipe(method: str, scope: str) -> Callable[[Task, Path], None]:
-    """``modelopt.onnx.quantization.quantize`` in its int8 mode, everything else left in float32.
+def modelopt_quantise(task: Task, output: Path, scope: str, method: str) -> None:
+    """``modelopt.onnx.quantization.quantize`` in its int8 mode, everything else left in float32."""
+    from modelopt.onnx.quantization import quantize
 
-    :param method: ``max`` or ``entropy``
-    """
-
-    def quantise(task: Task, output: Path) -> None:
-        from modelopt.onnx.quantization import quantize
-
-        # Names are taken for regular expressions.
-        chosen = {} if scope == ALL else {"nodes_to_quantize": [re.escape(name) for name in task.linears]}
-        quantize(
-            str(task.graph), quantize_mode="int8", calibration_method=method, calibration_data_reader=Prompts(task.prompts),
-            calibration_eps=["cpu"], high_precision_dtype="fp32", output_path=str(output), log_level="WARNING", **chosen,
-        )  # fmt: skip
-
-    return quantise
+    # Names are taken for regular expressions.
+    chosen = {} if scope == ALL else {"nodes_to_quantize": [re.escape(name) for name in task.linears]}
+    quantize(
+        str(task.graph), quantize_mode="int8", calibration_method=method, calibration_data_reader=Prompts(task.prompts),
+        calibration_eps=["cpu"], high_precision_dtype="fp32", output_path=str(output), log_level="WARNING", **chosen,
+    )  # fmt: skip
 
 
-PACKAGES = {"ort": ("onnxruntime", "onnxruntime.quantization"), "modelopt": ("nvidia-modelopt[onnx]", "modelopt.onnx.quantization")}
-"""First word of a peer's name → what pip installs, and the module that tells whether it did."""
+TOOLS = {"ort": ("onnxruntime", ort_quantise), "modelopt": ("nvidia-modelopt[onnx]", modelopt_quantise)}
+"""Tool → what pip installs, and what writes a quantised model."""
 
 OURS, OUTPUTS, ALL = "our linears", "our linears and their outputs", "its default"
-"""ONNX Runtime also rounds what a quantised MatMul gives; ModelOpt does not, nor do we."""
+"""What a tool is asked to quantise. Left alone, ONNX Runtime also rounds what a MatMul gives; ModelOpt does not, nor do we."""
 
 PEERS = (
-    Peer("ort MinMax, s8", OURS, ort_recipe("MinMax", "QInt8", OURS)),
-    Peer("ort Percentile, s8", OURS, ort_recipe("Percentile", "QInt8", OURS)),
-    Peer("ort Entropy, s8", OURS, ort_recipe("Entropy", "QInt8", OURS)),
-    Peer("ort MinMax, u8", OURS, ort_recipe("MinMax", "QUInt8", OURS)),
-    Peer("ort Percentile, u8", OURS, ort_recipe("Percentile", "QUInt8", OURS)),
-    Peer("ort MinMax, s8", OUTPUTS, ort_recipe("MinMax", "QInt8", OUTPUTS)),
-    Peer("ort MinMax, u8", OUTPUTS, ort_recipe("MinMax", "QUInt8", OUTPUTS)),
-    Peer("ort MinMax, u8", ALL, ort_recipe("MinMax", "QUInt8", ALL)),
-    Peer("modelopt max", OURS, modelopt_recipe("max", OURS)),
-    Peer("modelopt entropy", OURS, modelopt_recipe("entropy", OURS)),
-    Peer("modelopt max", ALL, modelopt_recipe("max", ALL)),
-    Peer("modelopt entropy", ALL, modelopt_recipe("entropy", ALL)),
+    *(Peer("ort", OURS, (method, kind)) for kind in ("QInt8", "QUInt8") for method in ("MinMax", "Percentile", "Entropy")),
+    *(Peer("ort", scope, ("MinMax", kind)) for scope in (OUTPUTS, ALL) for kind in ("QInt8", "QUInt8")),
+    *(Peer("modelopt", scope, (method,)) for scope in (OURS, ALL) for method in ("max", "entropy")),
 )
 
 
-def prepare(model: Path, graphs: Path, folder: Path, samples: int | None) -> Task:
+def prepare(model: Path, graphs: Path, folder: Path) -> Task:
     """The lowered float32 graph with its shapes, and the prompts as its inputs."""
-    lowered, _ = lower(onnx.load(graphs / "rank-00" / "rank.onnx"), BARE)
-    path = folder / "float.onnx"
+    (lowered, _), path = lower(onnx.load(graphs / "rank-00" / "rank.onnx"), BARE), folder / "float.onnx"
     onnx.save(onnx.shape_inference.infer_shapes(lowered, data_prop=True), path)
     text = Text(model, 0)
-    lines = (model / "prompts.txt").read_text(encoding="utf-8").splitlines()[:samples]
+    lines = (model / "prompts.txt").read_text(encoding="utf-8").splitlines()
     prompts = tuple(feeds(lowered, text.encode(line)) for line in lines)
     return Task(path, prompts, tuple(node.name for node in lowered.graph.node if LINEARS.search(node.name)))
 
@@ -196,40 +178,36 @@ def count(model: onnx.ModelProto, result: Result) -> None:
     result.activations_quantised = len(rounded - weights)
 
 
-def session(path: Path, fused: bool) -> onnxruntime.InferenceSession:
+def session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_quant_qdq", "0" if fused else "1")
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def evaluate(reference: Path, path: Path, held: list[list[int]], fused: bool) -> Score:
+def evaluate(reference: Path, path: Path, held: list[list[int]]) -> Score:
     """Both models side by side over all windows, so that no logits are kept."""
     graph, score = onnx.load(reference, load_external_data=False), Score()
-    left, right = session(reference, fused), session(path, fused)
+    left, right = session(reference), session(path)
     for window in held:
         inputs = feeds(graph, window)
         score.add(*(it.run(["logits"], inputs)[0][0] for it in (left, right)), window)
     return score
 
 
-def run(peer: Peer, task: Task, folder: Path, held: list[list[int]], fused: bool) -> Result:
+def run(peer: Peer, task: Task, folder: Path, held: list[list[int]], base: float) -> Result:
     """Quantise and evaluate; what fails becomes the row's text."""
     result, output = Result(peer.name, peer.scope), folder / "quantised.onnx"
     output.unlink(missing_ok=True)
-    package, module = PACKAGES[peer.name.split()[0]]
+    (package, quantise), started = TOOLS[peer.tool], time.perf_counter()
     try:
-        importlib.import_module(module)
-    except ImportError as cause:
-        result.error = f"not installed: pip install '{package}' ({cause})"
-        return result
-    started = time.perf_counter()
-    try:
-        peer.quantise(task, output)
+        with contextlib.redirect_stdout(sys.stderr):
+            quantise(task, output, peer.scope, *peer.settings)
         result.seconds = round(time.perf_counter() - started, 1)
         count(onnx.load(output), result)
-        score = evaluate(task.graph, output, held, fused)
-        result.perplexity, result.kl = score.perplexity, score.kl
+        score = evaluate(task.graph, output, held)
+        result.perplexity, result.kl, result.change_percent = score.perplexity, score.kl, 100 * (score.perplexity / base - 1)
+    except ImportError as cause:
+        result.error = f"not installed: pip install '{package}' ({cause})"
     except Exception as cause:  # another project's; which ones it raises is not ours to know
         result.error = f"{type(cause).__name__}: {str(cause).splitlines()[0][:200] if str(cause) else ''}"
     return result
@@ -246,37 +224,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path, help="checkpoint folder with prompts.txt and heldout.txt")
     parser.add_argument("graphs", type=Path, help="its float32 export, of one rank")
-    parser.add_argument("--only", default="", help="names of peers that start so")
-    parser.add_argument("--samples", type=int, help="calibration prompts, all unless given")
+    parser.add_argument("--only", default="", help="how the names of the peers to run begin")
     parser.add_argument("--windows", type=int, help="held-out windows, all unless given")
-    parser.add_argument("--fused", action="store_true", help="run with ONNX Runtime's INT8 kernels")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     held = windows(arguments.model)[: arguments.windows]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        task = prepare(arguments.model, arguments.graphs, folder, arguments.samples)
-        base = evaluate(task.graph, task.graph, held, arguments.fused)
+        task = prepare(arguments.model, arguments.graphs, folder)
+        base = evaluate(task.graph, task.graph, held)
         print("| peer | asked for | quantised | perplexity | change | mean KL |\n|---|---|---|---|---|---|")
         print(f"| float32 | | | {base.perplexity:.4f} | | {base.kl:.5f} |", flush=True)
         results = []
         for peer in (peer for peer in PEERS if peer.name.startswith(arguments.only)):
-            results.append(run(peer, task, folder, held, arguments.fused))
-            if results[-1].perplexity:
-                results[-1].change_percent = 100 * (results[-1].perplexity / base.perplexity - 1)
+            results.append(run(peer, task, folder, held, base.perplexity))
             print(row(results[-1], len(task.linears)), flush=True)
     if arguments.json:
-        versions = {name: _version(name) for name in ("onnx", "onnxruntime", "onnxruntime-gpu", "nvidia-modelopt", "numpy")}
-        record = {"float32_perplexity": base.perplexity, "tokens": base.seen, "predicted": base.predicted, "linears": len(task.linears)}
-        record |= {"fused": arguments.fused, "prompts": len(task.prompts), "python": platform.python_version(), "versions": versions}
-        arguments.json.write_text(json.dumps(record | {"peers": [vars(result) for result in results]}, indent=1) + "\n")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        record = {"versions": {"python": platform.python_version(), "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}}
+        record |= {"float32_perplexity": base.perplexity, "tokens": base.seen, "predicted": base.predicted, "linears": len(task.linears)}
+        record |= {"prompts": len(task.prompts), "peers": [vars(result) for result in results]}
+        arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

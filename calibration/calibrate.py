@@ -40,7 +40,7 @@ class CalibrationRequest:
     max_tokens: int = 512
     """A prompt's tokens beyond these are left out."""
     batch: int = 8
-    method: str = "max"
+    method: str = "mse"
     min_tokens_per_expert: int = 32
     seed: int | None = None
     """Draws the prompts; None takes them in order."""

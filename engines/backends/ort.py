@@ -27,8 +27,6 @@ CAPABILITIES = Capabilities(
 OPTIONS: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "config": {}}
 """What sessions are opened with; ``config`` are ONNX Runtime's session configuration entries."""
 QUANTIZED = {
-    # Without these instructions' wider form, products of u8 and s8 saturate in 16 bits.
-    "session.x64quantprecision": "1",
     # Weight-only products compute in float32 rather than with activations of their own quantisation.
     "session.qdq_matmulnbits_accuracy_level": "1",
 }

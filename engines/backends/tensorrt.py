@@ -21,6 +21,7 @@ from exporter.plan.manifest import Assembly, Lowering
 from exporter.plan.signature import BATCH, CONTEXT, SELECTED, TOKENS, Signature, Tensor
 
 from .contract import Backend, Progress, RankBuild, RankEngines
+from .int8_layers import parse_layers
 
 if TYPE_CHECKING:
     import onnx
@@ -258,9 +259,13 @@ SERIAL = re.compile(r"(?<=__mye)\d+")
 
 
 def read_layers(dump: str) -> Iterator[dict[str, str]]:
-    """Name and kind of each layer that the compiler emitted, in order: each profile has layers of its own."""
+    """Name and kind of each layer that the compiler emitted, in order: each profile has layers of its own.
+
+    A product of two int8 factors has ``"factors": "int8"`` beside.
+    """
+    int8 = {layer.name for layer in parse_layers(dump) if layer.is_int8_gemm}
     for found in LAYER.finditer(dump):
-        yield {"name": SERIAL.sub("", found["name"]), "type": found["type"]}
+        yield {"name": SERIAL.sub("", found["name"]), "type": found["type"]} | ({"factors": "int8"} if found["name"] in int8 else {})
 
 
 def _with_context(signature: Signature, max_context: int) -> Signature:
