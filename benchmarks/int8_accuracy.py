@@ -1,6 +1,6 @@
 """Perplexity and KL of INT8 engines against float32 ones, on the sample model's held-out text, by scheme and smoothing.
 
-    python benchmarks/int8_accuracy.py [--model examples/tiny-v3] [--method max] [--smooth 0.5] [--json FILE]
+    python benchmarks/int8_accuracy.py [--model examples/tiny-v3] [--methods mse max] [--smooth 0.5] [--json FILE]
 
 Everything goes through `moetrt`'s own road: export, calibrate, quantize, build for ONNX Runtime, run the engines.
 """
@@ -20,13 +20,13 @@ from engines.build import EngineRequest, build_engines
 from exporter.graph.export import ExportRequest, export_model
 from exporter.plan.parallel import Plan
 
-SCHEMES = ("int8-weights", "int8-dynamic", "int8")
+SCHEMES = ("int8-weights", "int8-dynamic", "int8", "int4-weights", "int4-weights-128")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=Path("examples/tiny-v3"))
-    parser.add_argument("--methods", nargs="+", default=["max"], help="how ranges are chosen")
+    parser.add_argument("--methods", nargs="+", default=["mse"], help="how ranges are chosen; the first for all schemes, the others for int8 alone")
     parser.add_argument("--smooth", nargs="*", type=float, default=[0.5], help="exponents of SmoothQuant, beside none")
     parser.add_argument("--windows", type=int, help="windows of 512 tokens; all when left out")
     parser.add_argument("--json", type=Path)

@@ -102,7 +102,7 @@ def _segments(graphs: Path) -> tuple[str, ...]:
 def _ladder(request: AdaptiveRequest, ranks: dict[int, GraphsRank], quantised: Path) -> Ladder | None:
     if request.held_out is None:
         return None
-    rows = read_prompts(request.held_out, lambda text: Text(request.graphs, ranks[0].config.bos).encode(text))
+    rows = read_prompts(request.held_out, lambda: Text(request.graphs, ranks[0].config.bos))
     most = min(request.max_tokens, ranks[0].config.positions)
     return Ladder(ranks, request.graphs, quantised, [row[:most] for row in rows])
 

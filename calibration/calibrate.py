@@ -128,7 +128,7 @@ def require_float(graphs: Path) -> dict[int, GraphsRank]:
 
 def _rows(request: CalibrationRequest, record: GraphsRank) -> list[list[int]]:
     config = record.config
-    rows = read_prompts(request.prompts, lambda text: Text(request.graphs, config.bos).encode(text))
+    rows = read_prompts(request.prompts, lambda: Text(request.graphs, config.bos))
     for number, row in enumerate(rows, 1):
         strange = next((token for token in row if not 0 <= token < config.vocab), None)
         if strange is not None:

@@ -146,7 +146,7 @@ def stored_array(path: Path, name: str) -> "np.ndarray":
     import numpy as np
 
     info = read_header(path)[name]
-    dtypes = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I8": np.int8}
+    dtypes = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I8": np.int8, "U8": np.uint8}
     return np.memmap(path, dtypes[info.dtype], "r", info.offset, tuple(info.shape))
 
 

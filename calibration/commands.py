@@ -15,7 +15,7 @@ SCHEMES = ("int8", "int8-dynamic", "int8-weights", "none")
 
 @click.command()
 @click.argument("graphs", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--prompts", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, metavar="FILE", help="A prompt a line (.txt), or .jsonl with text or token_ids.")
+@click.option("--prompts", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, metavar="FILE", help="A prompt a line (.txt), or .jsonl with text, messages or token_ids.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), required=True, metavar="FILE", help="The table to write.")
 @click.option("--samples", type=click.IntRange(1), default=128, show_default=True, metavar="PROMPTS", help="Prompts to begin with; more are taken where experts lack tokens.")
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, metavar="TOKENS", help="Tokens of a prompt at most.")

@@ -11,7 +11,7 @@ from exporter.checkpoint.layout import Layout
 from exporter.graph.assemble import finish
 from exporter.ops import DOMAIN, attributes_of
 
-from .schemes import FLOAT, STATIC, TOKEN
+from .schemes import FLOAT, STATIC, TOKEN, QuantScheme
 from .table import LEVELS
 
 if TYPE_CHECKING:
@@ -26,13 +26,14 @@ ZERO_POINT = "zero_point.int8"
 class Insertion:
     """How the graphs of one rank are rewritten.
 
+    :param scheme: the width of weights, and which inputs share a scale.
     :param modes: quantised weight → what becomes of its input.
     :param scales: weight → scale of its input, where it is static: a scalar, in the graphs' precision.
     :param placed: the new weights file.
     """
 
-    def __init__(self, modes: dict[str, str], scales: "dict[str, np.ndarray]", placed: Layout, dtype: "np.dtype") -> None:
-        self.modes, self.scales, self.dtype = modes, scales, dtype
+    def __init__(self, scheme: QuantScheme, modes: dict[str, str], scales: "dict[str, np.ndarray]", placed: Layout, dtype: "np.dtype") -> None:
+        self.scheme, self.modes, self.scales, self.dtype = scheme, modes, scales, dtype
         self.places = {place.name: place for place in placed.tensors}
 
     def rewrite(self, model: "onnx.ModelProto") -> "onnx.ModelProto":
@@ -60,7 +61,9 @@ class Insertion:
 
         place = self.places[name]
         kinds = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16", "I8": "INT8", "I64": "INT64"}
-        made = onnx.TensorProto(name=name, data_type=getattr(onnx.TensorProto, kinds[place.dtype]), dims=place.shape, data_location=onnx.TensorProto.EXTERNAL)
+        four = name in self.modes and self.scheme.bits == 4  # two values in each byte of the file
+        kind, dims = ("INT4", (*place.shape[:-1], 2 * place.shape[-1])) if four else (kinds[place.dtype], place.shape)
+        made = onnx.TensorProto(name=name, data_type=getattr(onnx.TensorProto, kind), dims=dims, data_location=onnx.TensorProto.EXTERNAL)
         for key, value in (("location", "weights.safetensors"), ("offset", place.offset), ("length", place.bytes)):
             made.external_data.add(key=key, value=str(value))
         return made
@@ -75,7 +78,8 @@ class Insertion:
         if mode != FLOAT:
             scale = writer.constant(f"{path[1:]}/input_scale", self.scales[weight] if mode == STATIC else self.dtype.type(1))
             x = self._pair(writer, path, x, scale)
-        matrix = writer.add(path, "DequantizeLinear", [weight, f"{weight}.scale"], axis=1)
+        blocks = {"axis": 0, "block_size": self.scheme.block} if self.scheme.block else {"axis": 1}
+        matrix = writer.add(path, "DequantizeLinear", [weight, f"{weight}.scale"], **blocks)
         if factor is None:
             writer.add(path, "MatMul", [x, matrix], node.output[0])
         else:
@@ -104,7 +108,7 @@ class Insertion:
         if self.modes[gate_up] == STATIC:
             inputs += [writer.constant(f"{gate_up}.input_scale", self.scales[gate_up]), f"{down}.input_scale"]
         path = node.name.rpartition("/")[0]
-        attributes = attributes_of(node) | {"activations": self.modes[gate_up]}
+        attributes = attributes_of(node) | {"activations": self.modes[gate_up], "block_size": self.scheme.block or 0}
         writer.graph.node.append(onnx.helper.make_node("QuantizedExperts", inputs, node.output, name=f"{path}/QuantizedExperts", domain=DOMAIN, **attributes))
 
 

@@ -17,7 +17,17 @@ from .insert import Insertion
 from .schemes import STATIC, QuantScheme, find_scheme, input_mode, segment_of
 from .smooth import factors_of_weights, smoothed_table, smoothing_factors
 from .table import LEVELS, Table, read_table
-from .weights import Entry, Error, Weights, array_entry, bytes_of, float_entry, layout_of, quantised_entries, write_entries
+from .weights import (
+    Entry,
+    Error,
+    Weights,
+    array_entry,
+    bytes_of,
+    float_entry,
+    layout_of,
+    quantised_entries,
+    write_entries,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,7 +116,7 @@ def quantize(request: QuantizeRequest, advance: Callable[[int], None] = lambda c
     errors: dict[str, list] = {}
     for rank in made:
         _quantize_rank(decision, ranks[rank], digests[rank], advance, errors)
-    records.write_set("graphs", GraphsRank, request.output, records.share_file(request.graphs / records.TOKENIZER, request.output))
+    records.write_set("graphs", GraphsRank, request.output, records.share_text(request.graphs, request.output))
     after = records.read_ranks(GraphsRank, request.output)
     sizes = (sum(all_[rank].files[all_[rank].weights].bytes for rank in wanted) for all_ in (ranks, after))
     found = {name: (error.relative, before, now) for name, (error, before, now) in errors.items()}
@@ -149,9 +159,9 @@ def _quantize_rank(decision: Decision, record: GraphsRank, digest: str, advance:
     weights.factors = factors_of_weights(decision.factors, list(weights.infos))
     modes = {name: mode for name in weights.infos if segment_of(name) not in request.float_segments and (mode := input_mode(decision.scheme, name, request.quantises_head))}
     scales = {name: _input_scale(decision, record, name) for name, mode in modes.items() if mode == STATIC}
-    entries = _entries(weights, modes, scales, DTYPES[record.precision], errors)
+    entries = _entries(weights, modes, scales, DTYPES[record.precision], decision.scheme, errors)
     placed = layout_of(entries)
-    insertion = Insertion(modes, scales, placed, _dtype(record.precision))
+    insertion = Insertion(decision.scheme, modes, scales, placed, _dtype(record.precision))
     with files.whole_folder(request.output / records.rank_folder(record.rank)) as folder:
         stamps = {file: _write_graph(insertion, source / file, folder / file) for file in {**record.segments.graphs, **record.whole.graphs}.values()}
         stamps[WEIGHTS] = write_entries(folder / WEIGHTS, entries, placed, advance)
@@ -189,14 +199,16 @@ def _input_scale(decision: Decision, record: GraphsRank, weight: str) -> "np.nda
     return scales
 
 
-def _entries(weights: Weights, modes: dict[str, str], scales: "dict[str, np.ndarray]", dtype: str, errors: dict[str, list]) -> list[Entry]:
+def _entries(
+    weights: Weights, modes: dict[str, str], scales: "dict[str, np.ndarray]", dtype: str, scheme: QuantScheme, errors: dict[str, list]
+) -> list[Entry]:
     entries: list[Entry] = []
     for name, info in weights.infos.items():
         if name not in modes:
             entries.append(float_entry(weights, name))
             continue
         kept = errors.setdefault(name, [Error(), 0, 0])
-        made = list(quantised_entries(weights, name, dtype, kept[0]))
+        made = list(quantised_entries(weights, name, dtype, scheme, kept[0]))
         if name in scales and scales[name].ndim == 3:
             made.append(array_entry(f"{name}.input_scale", dtype, scales[name]))
         kept[1] += info.bytes

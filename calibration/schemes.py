@@ -10,7 +10,7 @@ STATIC, TOKEN, FLOAT, NOTHING = "static", "token", "float", "nothing"
 
 @dataclass(frozen=True)
 class QuantScheme:
-    """One way to quantise a model; weights are INT8 per output channel, symmetric."""
+    """One way to quantise a model: symmetric, the zero point 0 throughout."""
 
     name: str
     attention: str
@@ -20,6 +20,19 @@ class QuantScheme:
     head: bool
     """Whether the head is quantised where nothing is said."""
     about: str
+    bits: int = 8
+    """Of a weight."""
+    block: int | None = None
+    """Inputs of a weight that share a scale; None: all inputs of an output channel."""
+
+    def __post_init__(self) -> None:
+        if self.bits == 4 and self.feed_forward in (STATIC, TOKEN):
+            raise UsageError(f"the scheme {self.name} multiplies 4-bit weights by INT8 activations, for which there is no product.", hint="Leave activations float.")
+
+    @property
+    def levels(self) -> int:
+        """Steps from zero to the largest magnitude of a weight: 127 or 7."""
+        return 2 ** (self.bits - 1) - 1
 
     @property
     def needs_table(self) -> bool:
@@ -32,6 +45,8 @@ SCHEMES = {
         QuantScheme("int8", STATIC, STATIC, False, "W8A8, all activations by calibrated scales"),
         QuantScheme("int8-dynamic", STATIC, TOKEN, False, "W8A8, feed-forwards with a scale for each token"),
         QuantScheme("int8-weights", FLOAT, FLOAT, True, "weights alone; activations stay float"),
+        QuantScheme("int4-weights", FLOAT, FLOAT, True, "weights alone, in 4 bits with a scale for 32 inputs", bits=4, block=32),
+        QuantScheme("int4-weights-128", FLOAT, FLOAT, True, "weights alone, in 4 bits with a scale for 128 inputs", bits=4, block=128),
         QuantScheme("none", NOTHING, NOTHING, False, "a copy in float"),
     )
 }

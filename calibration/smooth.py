@@ -72,7 +72,7 @@ def factors_of_weights(segments: "dict[str, np.ndarray]", names: list[str]) -> "
 
 
 def smoothed_table(table: Table, segments: "dict[str, np.ndarray]") -> Table:
-    """The table as it would have been calibrated after smoothing, by the maxima of the channels."""
+    """The table as it would have been calibrated after smoothing: maxima by the channels', ranges in their old proportion to them."""
     import numpy as np
 
     def smooth(weight: str, seen: Range) -> Range:
@@ -81,6 +81,6 @@ def smoothed_table(table: Table, segments: "dict[str, np.ndarray]") -> Table:
             return seen
         channels = np.array(seen.channels, np.float32) / factor
         most = float(channels.max())
-        return replace(seen, amax=most, maximum=most, channels=tuple(channels.tolist()), histogram=(), top=0.0)
+        return replace(seen, amax=most * seen.amax / max(seen.maximum, SMALLEST), maximum=most, channels=tuple(channels.tolist()), histogram=(), top=0.0)
 
     return replace(table, linears={weight: smooth(weight, seen) for weight, seen in table.linears.items()})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.backends.ort import CAPABILITIES
-from engines.runtime.session import Session, value_of, zeros
+from engines.runtime.session import AS_WRITTEN, Session, value_of, zeros
 from exporter.lowering import lower
 from exporter.plan import manifest as records
 from exporter.plan.manifest import GraphsRank
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 LOGITS_BYTES = 64 << 20
 """Logits that are computed at once, at most."""
-OPTIONS = {"session.disable_prepacking": "1", "session.qdq_matmulnbits_accuracy_level": "1"}
-"""Weights stay mapped rather than copied; weight-only products compute in float."""
+OPTIONS = AS_WRITTEN | {"session.disable_prepacking": "1"}
+"""Weights stay mapped rather than copied."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A rank's weights file again, with INT8 matrices and their scales: streamed, a piece of a tensor at a time."""
+"""A rank's weights file again, with INT8 or INT4 matrices and their scales: streamed, a piece of a tensor at a time."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +10,12 @@ from exporter.checkpoint.arrange import PIECE_BYTES, cast
 from exporter.checkpoint.layout import ITEM_BYTES, Layout, layout
 from exporter.checkpoint.reader import TensorInfo, read_header
 from exporter.checkpoint.writer import Hashing
+from exporter.errors import ExportError
 from exporter.plan.files import whole_file
 from exporter.plan.manifest import FileStamp
 
 from .collect import stored_array
-from .table import LEVELS
+from .schemes import QuantScheme
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,12 +42,15 @@ class Weights:
     def __post_init__(self) -> None:
         self.infos: dict[str, TensorInfo] = {name: info for name, info in read_header(self.path).items() if not name.startswith("__pad.")}
 
-    def blocks(self, name: str) -> "Iterator[np.ndarray]":
-        """The tensor as float32, along its first axis, in pieces of bounded size; a stack of experts one by one."""
+    def pieces(self, name: str, multiple: int = 1) -> "Iterator[np.ndarray]":
+        """The tensor as float32, along its first axis, in pieces of bounded size.
+
+        :param multiple: pieces end on multiples of this many rows.
+        """
         import numpy as np
 
         array, factor = stored_array(self.path, name), self.factors.get(name)
-        rows = max(1, PIECE_BYTES // (4 * max(1, array.size // max(1, len(array)))))
+        rows = max(1, PIECE_BYTES // (4 * max(1, array.size // max(1, len(array)))) // multiple) * multiple
         for begin in range(0, len(array), rows):
             part = array[begin : begin + rows].astype(np.float32)
             if factor is not None:
@@ -58,8 +62,8 @@ class Weights:
         import numpy as np
 
         if len(self.infos[name].shape) == 3:
-            return np.max([np.abs(block).max(axis=(0, 1)) for block in self.blocks(name)], axis=0)
-        return np.concatenate([np.abs(block).max(axis=1) for block in self.blocks(name)])
+            return np.max([np.abs(piece).max(axis=(0, 1)) for piece in self.pieces(name)], axis=0)
+        return np.concatenate([np.abs(piece).max(axis=1) for piece in self.pieces(name)])
 
 
 @dataclass
@@ -74,55 +78,107 @@ class Error:
         return (self.lost / self.whole) ** 0.5 if self.whole else 0.0
 
 
-def scales_of(maxima: "np.ndarray", dtype: str) -> "np.ndarray":
-    """maximum / 127, rounded to the dtype that it is stored in; 1 for a channel of zeros."""
+def scales_of(maxima: "np.ndarray", levels: int, dtype: str) -> "np.ndarray":
+    """maximum / levels, rounded to the dtype that it is stored in; 1 for a channel of zeros."""
     import numpy as np
 
-    scales = cast(np.where(maxima > 0, maxima / np.float32(LEVELS), np.float32(1)).astype(np.float32), dtype, "a scale")
+    scales = cast(np.where(maxima > 0, maxima / np.float32(levels), np.float32(1)).astype(np.float32), dtype, "a scale")
     return np.where(scales.astype(np.float32) > 0, scales, np.ones((), scales.dtype))
 
 
-def quantise(values: "np.ndarray", scales: "np.ndarray") -> "np.ndarray":
-    """Round to nearest even, saturate at ±127: int8."""
+def quantise(values: "np.ndarray", scales: "np.ndarray", levels: int) -> "np.ndarray":
+    """Round to nearest even, saturate at ±levels: int8."""
     import numpy as np
 
-    return np.clip(np.rint(values / scales), -LEVELS, LEVELS).astype(np.int8)
+    return np.clip(np.rint(values / scales), -levels, levels).astype(np.int8)
 
 
-def quantised_entries(weights: Weights, name: str, dtype: str, error: Error) -> Iterator[Entry]:
-    """A matrix ``[in, out]`` as INT8 with ``{name}.scale [out]``; experts ``[E, out, in]`` as ``[E, in, out]`` with ``[E, 1, out]``.
+SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.72)
+"""Parts of a block's range that are tried as its 4-bit range: with so few levels, a clipped outlier may cost less than a wide step."""
 
-    :param error: filled as the tensor is written.
+
+def block_scales(values: "np.ndarray", scheme: QuantScheme, dtype: str) -> "np.ndarray":
+    """The scale of each block of inputs with the least squared error among ``SHRINKS``.
+
+    :param values: *Shape:* float32 ``(…, inputs, outputs)``
+    :returns: *Shape:* ``(…, inputs / block, outputs)``
     """
     import numpy as np
 
-    shape, made = weights.infos[name].shape, {}
+    *lead, inputs, outputs = values.shape
+    blocks = values.reshape(*lead, inputs // scheme.block, scheme.block, outputs)
+    maxima = np.abs(blocks).max(axis=-2)
+    best, least = None, None
+    for part in SHRINKS:
+        scales = scales_of(maxima * np.float32(part), scheme.levels, dtype)
+        wide = scales.astype(np.float32)[..., None, :]
+        lost = np.square(blocks - quantise(blocks, wide, scheme.levels) * wide).sum(axis=-2)
+        best, least = (scales, lost) if best is None else (np.where(lost < least, scales, best), np.minimum(lost, least))
+    return best
+
+
+def packed(values: "np.ndarray") -> "np.ndarray":
+    """Pairs of 4-bit values in a byte, the first in its low half (onnx.proto3, ``TensorProto.raw_data`` of INT4)."""
+    import numpy as np
+
+    pairs = values.view(np.uint8).reshape(*values.shape[:-1], -1, 2)
+    return (pairs[..., 0] & 15) | (pairs[..., 1] << 4)
+
+
+def quantised_entries(weights: Weights, name: str, dtype: str, scheme: QuantScheme, error: Error) -> Iterator[Entry]:
+    """A matrix ``[in, out]`` and ``{name}.scale [out]``, or by block ``[in / block, out]``; experts ``[E, out, in]`` as
+    ``[E, in, out]`` with ``[E, 1, out]`` or ``[E, in / block, out]``. Of 4 bits, two outputs lie in a byte: ``U8 [in, out / 2]``.
+
+    :param error: filled as the tensor is written.
+    :raises ExportError: blocks do not divide the inputs, or bytes the outputs.
+    """
+    import numpy as np
+
+    shape, block, made = weights.infos[name].shape, scheme.block, {}
+    stacked = len(shape) == 3
+    inputs, outputs = shape[:0:-1] if stacked else shape
+    _require_divisible(name, inputs, outputs, scheme)
+
+    def pieces() -> "Iterator[np.ndarray]":
+        found = weights.pieces(name, 1 if stacked else block or 1)
+        return (piece.transpose(0, 2, 1) for piece in found) if stacked else found
 
     def scale() -> "np.ndarray":
         if "scale" not in made:
-            if len(shape) == 3:
-                maxima = np.concatenate([np.abs(block).max(axis=2) for block in weights.blocks(name)])[:, None, :]
+            if block:
+                made["scale"] = np.concatenate([block_scales(piece, scheme, dtype) for piece in pieces()])
+            elif stacked:
+                made["scale"] = scales_of(np.concatenate([np.abs(piece).max(axis=1, keepdims=True) for piece in pieces()]), scheme.levels, dtype)
             else:
-                maxima = np.max([np.abs(block).max(axis=0) for block in weights.blocks(name)], axis=0)
-            made["scale"] = scales_of(maxima, dtype)
+                made["scale"] = scales_of(np.max([np.abs(piece).max(axis=0) for piece in pieces()], axis=0), scheme.levels, dtype)
         return made["scale"]
 
     def values() -> "Iterator[np.ndarray]":
         done = 0
-        for block in weights.blocks(name):
-            if len(shape) == 3:
-                block = block.transpose(0, 2, 1)
-            scales = scale().astype(np.float32)
-            scales = scales[done : done + len(block)] if len(shape) == 3 else scales
-            whole = quantise(block, scales)
-            error.lost += float(np.square(block - whole * scales).sum(dtype=np.float64))
-            error.whole += float(np.square(block).sum(dtype=np.float64))
-            done += len(block)
-            yield np.ascontiguousarray(whole)
+        for piece in pieces():
+            # A stack has its scales by expert, a matrix of blocks by row of blocks, any other one row for all.
+            many = len(piece) if stacked else len(piece) // block if block else 0
+            scales = scale()[done : done + many] if many else scale()
+            wide = scales.astype(np.float32)
+            wide = wide.repeat(block, axis=-2) if block else wide
+            whole = quantise(piece, wide, scheme.levels)
+            error.lost += float(np.square(piece - whole * wide).sum(dtype=np.float64))
+            error.whole += float(np.square(piece).sum(dtype=np.float64))
+            done += many
+            whole = np.ascontiguousarray(whole)
+            yield packed(whole) if scheme.bits == 4 else whole
 
-    turned = (shape[0], shape[2], shape[1]) if len(shape) == 3 else tuple(shape)
-    yield Entry(name, "I8", turned, values)
-    yield Entry(f"{name}.scale", dtype, (shape[0], 1, shape[1]) if len(shape) == 3 else (shape[1],), lambda: iter([scale()]))
+    lead = tuple(shape[:1]) if stacked else ()
+    yield Entry(name, "I8", (*lead, inputs, outputs), values) if scheme.bits == 8 else Entry(name, "U8", (*lead, inputs, outputs // 2), values)
+    rows = (inputs // block,) if block else (1,) * stacked
+    yield Entry(f"{name}.scale", dtype, (*lead, *rows, outputs), lambda: iter([scale()]))
+
+
+def _require_divisible(name: str, inputs: int, outputs: int, scheme: QuantScheme) -> None:
+    if scheme.block and inputs % scheme.block:
+        raise ExportError(f"{scheme.name} has blocks of {scheme.block} inputs, which do not divide the {inputs} of {name} on a rank.", hint="Choose another --scheme or fewer --tensor ranks.")
+    if scheme.bits == 4 and outputs % 2:
+        raise ExportError(f"{scheme.name} packs outputs in pairs, and {name} has {outputs}.", hint="Choose an 8-bit --scheme.")
 
 
 def float_entry(weights: Weights, name: str) -> Entry:
@@ -131,7 +187,7 @@ def float_entry(weights: Weights, name: str) -> Entry:
 
     def values() -> "Iterator[np.ndarray]":
         if name in weights.factors:
-            yield from (cast(block, info.dtype, name) for block in weights.blocks(name))
+            yield from (cast(piece, info.dtype, name) for piece in weights.pieces(name))
         else:
             yield from _raw(weights.path, info)
 

@@ -80,7 +80,7 @@ def build_engines(request: EngineRequest, progress: Progress = lambda rank, what
     if request.dry_run:
         return EngineReceipt(request.output, request.backend, tuple(todo), kept, 0, dry_run=True)
     total = sum(_build_rank(request, backend, ranks[rank], wanted[rank], progress) for rank in todo)
-    records.write_set("engines", EngineRank, request.output, records.share_file(request.graphs / records.TOKENIZER, request.output))
+    records.write_set("engines", EngineRank, request.output, records.share_text(request.graphs, request.output))
     return EngineReceipt(request.output, request.backend, tuple(todo), kept, total)
 
 

@@ -60,7 +60,7 @@ def run(engines: Path, prompt: str | None, token_ids: str | None, stream: bool, 
 @click.command()
 @click.argument("left", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("right", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--prompts", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, metavar="FILE", help="A prompt a line (.txt), or .jsonl with text or token_ids.")
+@click.option("--prompts", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, metavar="FILE", help="A prompt a line (.txt), or .jsonl with text, messages or token_ids.")
 @click.option("--mode", type=click.Choice(["logits"]), default="logits", show_default=True, help="What is compared.")
 @click.option("--samples", type=click.IntRange(1), metavar="PROMPTS", help="Prompts to take from FILE.  [default: all]")
 @click.option("--tolerance", type=float, metavar="L2", help="Relative L2 distance that is allowed.  [default: by precision]")

@@ -2,20 +2,24 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import UsageError
+from exporter.errors import RunError, UsageError
 
-Encode = Callable[[str], list[int]]
+from .runtime.text import Text
+
+OpenText = Callable[[], Text]
+"""Opens the tokenizer; called once at most, and only where there is text."""
 
 
-def read_prompts(path: Path, encode: Encode, limit: int | None = None) -> list[list[int]]:
+def read_prompts(path: Path, open_text: OpenText, limit: int | None = None) -> list[list[int]]:
     """Token ids of each prompt.
 
-    :param path: ``.txt``, a prompt a line, or ``.jsonl`` with ``text`` or ``token_ids`` in each line.
-    :param encode: text → token ids; called only where there is text.
+    :param path: ``.txt``, a prompt a line, or ``.jsonl`` with ``text``, ``messages`` or ``token_ids`` in each line.
     :raises UsageError: the file has another form; the message names the line.
+    :raises RunError: there is text, and no tokenizer or no chat template to read it.
     """
     readers = {".txt": _read_text, ".jsonl": _read_json}
     if path.suffix not in readers:
@@ -24,26 +28,37 @@ def read_prompts(path: Path, encode: Encode, limit: int | None = None) -> list[l
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as cause:
         raise UsageError(f"cannot read {path}: {cause}.") from cause
-    found = [readers[path.suffix](line, f"{path}:{number}", encode) for number, line in enumerate(lines, 1) if line.strip()]
+    read, text = readers[path.suffix], cache(open_text)
+    found = [read(line, f"{path}:{number}", text) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise UsageError(f"{path} holds no prompt.")
     return found[:limit]
 
 
-def _read_text(line: str, where: str, encode: Encode) -> list[int]:
-    return encode(line)
+def _read_text(line: str, where: str, text: OpenText) -> list[int]:
+    return text().encode(line)
 
 
-def _read_json(line: str, where: str, encode: Encode) -> list[int]:
+def _read_json(line: str, where: str, text: OpenText) -> list[int]:
     try:
         entry: Any = json.loads(line)
     except json.JSONDecodeError as cause:
         raise UsageError(f"{where} is not valid JSON: {cause}.") from cause
-    if isinstance(entry, dict) and isinstance(entry.get("text"), str):
-        return encode(entry["text"])
-    ids = entry.get("token_ids") if isinstance(entry, dict) else None
+    entry = entry if isinstance(entry, dict) else {}
+    if isinstance(entry.get("text"), str):
+        return text().encode(entry["text"])
+    ids = entry.get("token_ids")
     if isinstance(ids, list) and ids and all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         return ids
-    if isinstance(entry, dict) and "messages" in entry:
-        raise UsageError(f"{where} has messages, which need a chat template; none is read yet.", hint="Give the finished text as `text`.")
-    raise UsageError(f"{where} has neither `text` nor a list of whole numbers `token_ids`.")
+    if "messages" in entry:
+        return _read_messages(entry["messages"], where, text)
+    raise UsageError(f"{where} has neither `text`, `messages`, nor a list of whole numbers `token_ids`.")
+
+
+def _read_messages(messages: Any, where: str, text: OpenText) -> list[int]:
+    if not (isinstance(messages, list) and messages and all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in messages)):
+        raise UsageError(f"{where} has `messages` that are no list of objects with `role` and `content`.")
+    try:
+        return text().encode_chat(messages)
+    except RunError as cause:
+        raise RunError(f"{where}: {cause.message}", cause.hint) from cause

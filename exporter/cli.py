@@ -41,6 +41,7 @@ EXTRAS = {
     "ml_dtypes": "export",
     "onnxruntime": "ort",
     "tokenizers": "ort",
+    "jinja2": "ort",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "tensorrt_rtx_bindings": "tensorrt-rtx",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 from suites.ops import OpCase
 
 from exporter.errors import BuildError
@@ -38,7 +38,7 @@ def make_model(graph: onnx.GraphProto) -> onnx.ModelProto:
 
 
 def tensor(name: str, array: np.ndarray) -> onnx.TensorProto:
-    return helper.make_tensor(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array.tobytes(), raw=True)
+    return numpy_helper.from_array(array, name)
 
 
 def _value(name: str, array: np.ndarray, dynamic: bool) -> onnx.ValueInfoProto:

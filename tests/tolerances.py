@@ -21,6 +21,14 @@ INT8_FLIPS = Tolerance(0, 2e-3, "of the L2 norm: another order of sums may round
 FLOAT16_INT8_FLIPS = Tolerance(0, 1e-2, "of the L2 norm: float16 is one in sixteen of an int8 step at the top of the range, so that many values flip")
 UNSIGNED = Tolerance(0, 0, "the same integers and the same scales: a zero point of 128 is subtracted again")
 
+QUANTISED_SEGMENTS = {
+    "int8": Tolerance(0.12, 0.05, "both factors in steps of a 127th of a range that all tokens share"),
+    "int8-dynamic": Tolerance(0.07, 0.03, "as int8-weights, and a 127th of the token's own range; attention as in int8"),
+    "int8-weights": Tolerance(0.04, 0.015, "a 127th of a channel's range: 0.6 % of each matrix, three of them in a row"),
+}
+"""Scheme → how far a segment's update may be from the float one: ``relative`` of the L2 norm over all tokens, ``absolute`` that of the worst token."""
+
+DEQUANTISED = Tolerance(0, 1e-5, "of the L2 norm: the same weights, multiplied out before the product or after")
 TRANSFORMERS = Tolerance(2e-4, 0, "whole models in float32, absorbed against expanded attention, routing weights scaled by 16 in V2")
 
 BY_DTYPE = {"float32": FLOAT32_ORDER, "float16": FLOAT16_STEPS, "bfloat16": BFLOAT16_STEPS, "int64": EXACT}

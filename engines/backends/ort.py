@@ -14,6 +14,7 @@ from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
 from exporter.plan.manifest import Assembly, GraphsRank, Lowering
 
+from ..runtime.session import AS_WRITTEN
 from .contract import Backend, RankBuild, RankEngines
 
 CAPABILITIES = Capabilities(
@@ -24,13 +25,8 @@ CAPABILITIES = Capabilities(
     needs_gpu_to_run=False,
     extra="ort",
 )
-OPTIONS: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "config": {}}
+OPTIONS: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "config": AS_WRITTEN}
 """What sessions are opened with; ``config`` are ONNX Runtime's session configuration entries."""
-QUANTIZED = {
-    # Weight-only products compute in float32 rather than with activations of their own quantisation.
-    "session.qdq_matmulnbits_accuracy_level": "1",
-}
-"""Entries for quantised graphs: what runs is what was calibrated."""
 
 
 def tools() -> dict[str, str]:
@@ -50,8 +46,7 @@ def build(request: RankBuild) -> RankEngines:
     for number, (launch, file) in enumerate(assembly.graphs.items()):
         request.progress(launch, number / len(assembly.graphs))
         lowerings += _build_graph(request.source / file, request.folder / file)
-    options = OPTIONS if request.record.quantization is None else OPTIONS | {"config": QUANTIZED}
-    return RankEngines(assembly, options, tuple(lowerings), refusals)
+    return RankEngines(assembly, OPTIONS, tuple(lowerings), refusals)
 
 
 def _assembly(record: GraphsRank) -> tuple[Assembly, dict[str, str]]:

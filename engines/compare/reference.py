@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Reference:
     """transformers' own model, with the few members of a chain that comparing needs."""
 
-    precision = "fp32"
+    arithmetic = "fp32"
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, read_model(folder).config

@@ -7,7 +7,7 @@ from exporter.errors import LoadError
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits on the logits of one pair; the looser precision of the two decides."""
+    """Limits on the logits of one pair; the looser of the two decides."""
 
     relative_l2: float
     kl: float
@@ -23,9 +23,9 @@ TOLERANCES = {
 
 
 def tolerance(left: str, right: str) -> Tolerance:
-    """For a pair of precisions."""
+    """For a pair of precisions or quantisation schemes."""
     order = list(TOLERANCES)
-    for precision in (left, right):
-        if precision not in TOLERANCES:
-            raise LoadError(f"no tolerance is known for the precision {precision!r}.", hint=f"Known are {', '.join(order)}.")
+    for known in (left, right):
+        if known not in TOLERANCES:
+            raise LoadError(f"no tolerance is known for {known!r}.", hint=f"Known are {', '.join(order)}; --tolerance sets one.")
     return TOLERANCES[order[max(order.index(left), order.index(right))]]

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def open_side(path: Path) -> Any:
 def compare_logits(left: Any, right: Any, prompts: Iterable[list[int]], limits: Tolerance | None = None) -> Comparison:
     """Logits of every token of every prompt.
 
-    :param limits: those of the looser of the two precisions by default.
+    :param limits: those of the looser of the two by default.
     """
     if left.config.vocab != right.config.vocab:
         raise UsageError(f"the vocabularies differ: {left.config.vocab} and {right.config.vocab} tokens.", hint="Compare engines of one model.")
@@ -69,7 +70,7 @@ def compare_logits(left: Any, right: Any, prompts: Iterable[list[int]], limits: 
     for prompt in prompts:
         sums.add(left.logits(prompt), right.logits(prompt))
     found = sums.result()
-    fault = _fault(found, limits or tolerance(left.precision, right.precision))
+    fault = _fault(found, limits or tolerance(left.arithmetic, right.arithmetic))
     return Comparison("differ" if fault else "same", fault, (found,))
 
 
@@ -81,14 +82,10 @@ def _fault(found: Difference, limits: Tolerance) -> Divergence | None:
     return None
 
 
-def text_of(*sides: Any) -> Callable[[str], list[int]]:
-    """The tokenizer of the first side that has one, opened when text comes up."""
-
-    def encode(text: str) -> list[int]:
-        having = [side for side in sides if (side.folder / "tokenizer.json").is_file()] or list(sides)
-        return Text(having[0].folder, having[0].config.bos).encode(text)
-
-    return encode
+def text_of(*sides: Any) -> Text:
+    """The tokenizer of the first side that has one."""
+    having = [side for side in sides if (side.folder / "tokenizer.json").is_file()] or list(sides)
+    return Text(having[0].folder, having[0].config.bos)
 
 
 def note_on_sources(left: Any, right: Any) -> str | None:
@@ -99,7 +96,7 @@ def note_on_sources(left: Any, right: Any) -> str | None:
 
 def with_limits(left: Any, right: Any, relative_l2: float | None) -> Tolerance:
     """The table's limits, one of them replaced where the user says so."""
-    limits = tolerance(left.precision, right.precision)
+    limits = tolerance(left.arithmetic, right.arithmetic)
     return limits if relative_l2 is None else replace(limits, relative_l2=relative_l2, kl=float("inf"), because="--tolerance")
 
 
@@ -112,5 +109,5 @@ def compare_folders(left: Path, right: Path, prompts: Path, samples: int | None,
         said = note_on_sources(one, other)
         if said:
             note(f"Note: {said}")
-        rows = read_prompts(prompts, text_of(one, other), samples)
+        rows = read_prompts(prompts, partial(text_of, one, other), samples)
         return compare_logits(one, other, rows, with_limits(one, other, relative_l2))

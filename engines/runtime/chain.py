@@ -56,6 +56,9 @@ class Chain:
         self.folder, self.records, self.runners, self.max_context = folder, records, runners, max_context
         first = records[0]
         self.config, self.plan, self.precision = first.config, first.plan, first.precision
+        scheme = first.quantization.scheme if first.quantization else "none"
+        self.arithmetic = first.precision if scheme == "none" else scheme
+        """What decides how far its logits may be from another chain's."""
         self.pool = ThreadPoolExecutor(len(runners), thread_name_prefix="rank")
         self.kept: Cache | None = None
         self.lock = threading.Lock()

@@ -9,6 +9,7 @@ from exporter.plan import manifest as records
 from exporter.plan.manifest import EngineRank, GraphsRank
 
 from .chain import Chain, RankRunner
+from .session import AS_WRITTEN
 
 RUNNABLE = ("ort",)
 """Backends whose engines this runtime can run."""
@@ -47,7 +48,7 @@ def _runner(folder: Path, record: EngineRank | GraphsRank, threads: int) -> Rank
         if record.weights is None:
             raise LoadError(f"{folder} holds graphs without weights.", hint="Export again without --graphs-only.")
         assembly = record.whole if record.plan.tensor == 1 else record.segments
-        return RankRunner(record.rank, folder, assembly, {}, threads)
+        return RankRunner(record.rank, folder, assembly, {"config": AS_WRITTEN}, threads)
     if record.backend not in RUNNABLE:
         raise LoadError(
             f"{folder} holds engines of {record.backend}, which this runtime cannot run: it has no TensorRT session yet.",

@@ -9,6 +9,8 @@ from exporter.plan.signature import Signature
 if TYPE_CHECKING:
     import numpy as np
 
+AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""Session configuration: weight-only products compute in float32 rather than with activations of their own quantisation."""
 LEVELS = {"all": "ORT_ENABLE_ALL", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DISABLE_ALL"}
 """``graph_optimization_level`` in an engine's options → ONNX Runtime's name for it."""
 

@@ -1,9 +1,12 @@
-"""Text to token ids and back, by the checkpoint's own tokenizer.json."""
+"""Text to token ids and back, by the checkpoint's own tokenizer.json; conversations by its chat template."""
 
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import RunError
+from exporter.plan import files
 
 UNFINISHED = "\ufffd"
 """What a decoder gives for bytes that are not yet a character."""
@@ -27,15 +30,70 @@ class Text:
             self.tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
         except Exception as cause:  # the library raises plain Exception
             raise RunError(f"{path} is not a tokenizer: {cause}.") from cause
-        self.bos = bos
+        self.folder, self.bos = folder, bos
 
     def encode(self, text: str) -> list[int]:
         """Token ids, the beginning-of-sequence token first where the model has one."""
         ids = self.tokenizer.encode(text).ids
         return ids if self.bos is None or ids[:1] == [self.bos] else [self.bos, *ids]
 
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Token ids of a conversation as the checkpoint's chat template writes it: bos and all else are the template's.
+
+        :param messages: ``role`` and ``content`` each, as OpenAI's. Unless the assistant spoke last, its turn is opened.
+        :raises RunError: there is no template, or it refuses them.
+        """
+        opened = messages[-1].get("role") != "assistant"
+        return self.tokenizer.encode(render_chat(self.folder, messages, opened), add_special_tokens=False).ids
+
     def decode(self, token_ids: list[int]) -> str:
         return self.tokenizer.decode(token_ids, skip_special_tokens=True)
+
+
+def render_chat(folder: Path, messages: Sequence[dict[str, Any]], add_generation_prompt: bool) -> str:
+    """The text of a conversation, by chat_template.jinja or the ``chat_template`` of tokenizer_config.json.
+
+    Templates come with checkpoints, from strangers: they run in Jinja's sandbox, with the names that transformers gives them.
+    """
+    path = folder / "tokenizer_config.json"
+    config = files.read_json(path) if path.is_file() else {}
+    source = _template(folder, config)
+    if source is None:
+        raise RunError(f"{folder} has no chat template, which `messages` need.", hint="Give the finished text as `text`, or export from a folder whose tokenizer_config.json has one.")
+    try:
+        import jinja2
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    except ImportError as cause:
+        raise RunError(f"the chat template of {folder} needs jinja2, which cannot be imported: {cause}.", hint="pip install 'moetrt[ort]'") from cause
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals["raise_exception"] = _raiser(jinja2.TemplateError)
+    tokens = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    try:
+        return environment.from_string(source).render(messages=messages, add_generation_prompt=add_generation_prompt, **tokens)
+    except (jinja2.TemplateError, TypeError) as cause:
+        raise RunError(f"the chat template of {folder} refuses the messages: {cause}.") from cause
+
+
+def _template(folder: Path, config: dict[str, Any]) -> str | None:
+    path, found = folder / "chat_template.jinja", config.get("chat_template")
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    if isinstance(found, list):  # several, by name
+        found = {entry.get("name"): entry.get("template") for entry in found}.get("default")
+    return found
+
+
+def _content(token: Any) -> str:
+    """A special token's text: written as it is, or with its properties."""
+    return str(token.get("content", "")) if isinstance(token, dict) else token or ""
+
+
+def _raiser(error: type[Exception]) -> Callable[[str], None]:
+    def raise_exception(message: str) -> None:
+        raise error(message)
+
+    return raise_exception
 
 
 class Streamer:

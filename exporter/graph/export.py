@@ -99,7 +99,7 @@ def perform(export: Export, advance: Callable[[int], None] = lambda count: None)
         _export_rank(request, export.origin, rank, advance)
     if request.rank is None:
         _drop_other_plans(request)
-    records.write_set("graphs", GraphsRank, request.output, records.share_file(export.origin.model.folder / records.TOKENIZER, request.output))
+    records.write_set("graphs", GraphsRank, request.output, records.share_text(export.origin.model.folder, request.output))
 
 
 def _open(model: Model, graphs_only: bool) -> Origin:

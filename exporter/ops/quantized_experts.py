@@ -1,4 +1,4 @@
-"""``QuantizedExperts``: ``Experts`` with int8 weights, and products in int8 where activations are quantised too.
+"""``QuantizedExperts``: ``Experts`` with int8 or int4 weights, and products in int8 where activations are quantised too.
 
 The body has the one form that ONNX Runtime and TensorRT-RTX both turn into int8 products: a Q and a DQ of its own before
 each product, signed zero points as tensors, and a scalar nominal scale of 1/128. What differs by expert, channel or token is
@@ -30,6 +30,7 @@ def reference(
     *,
     first_expert: int,
     activations: str,
+    block_size: int = 0,
 ) -> np.ndarray:
     """This rank's part of the mixture: as ``Experts`` of the dequantised weights, activations rounded to int8 before each product.
 
@@ -38,14 +39,15 @@ def reference(
     :param x: *Shape:* float ``(tokens, hidden)``
     :param experts: ids among all ranks' experts; those of other ranks add nothing. *Shape:* int64 ``(tokens, top_k)``
     :param weights: *Shape:* float32 ``(tokens, top_k)``
-    :param gate_up: columns interleaved g0, u0, g1, u1, …. *Shape:* int8 ``(experts, hidden, 2 * width)``
-    :param gate_up_scale: as all scales, in the dtype of ``x``. *Shape:* ``(experts, 1, 2 * width)``
-    :param down: *Shape:* int8 ``(experts, width, hidden)``
-    :param down_scale: *Shape:* ``(experts, 1, hidden)``
+    :param gate_up: columns interleaved g0, u0, g1, u1, …. *Shape:* int8 or int4 ``(experts, hidden, 2 * width)``
+    :param gate_up_scale: as all scales, in the dtype of ``x``. *Shape:* ``(experts, 1, 2 * width)``, with blocks ``(experts, hidden / block_size, 2 * width)``
+    :param down: *Shape:* int8 or int4 ``(experts, width, hidden)``
+    :param down_scale: *Shape:* ``(experts, 1, hidden)``, with blocks ``(experts, width / block_size, hidden)``
     :param x_scale: given where activations are static. *Shape:* ``()``
     :param h_scale: likewise, of what goes into ``down``. *Shape:* ``(experts, 1, 1)``
     :param first_expert: id of the first local expert.
     :param activations: ``static``: by these scales; ``token``: by each token's own range; ``float``: not quantised.
+    :param block_size: inputs of a weight that share a scale; 0 for all. Blocks go with float activations alone.
     :returns: *Shape:* as ``x``, and its dtype.
     """
     wide = x.astype(np.float32)
@@ -60,7 +62,8 @@ def reference(
 
 
 def _dequantized(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return values.astype(np.float32) * scale.astype(np.float32)
+    """By column, or by block of rows."""
+    return values.astype(np.float32) * scale.astype(np.float32).repeat(values.shape[0] // scale.shape[0], axis=0)
 
 
 def _rounded(x: np.ndarray, activations: str, scale: np.ndarray | None) -> np.ndarray:
@@ -72,7 +75,7 @@ def _rounded(x: np.ndarray, activations: str, scale: np.ndarray | None) -> np.nd
     return np.clip(np.rint(x / np.float32(scale)), -128, 127) * np.float32(scale)
 
 
-HEAD = """
+COMBINE = """
         first = Constant <value_int: int = @first_expert> ()
         one = Constant <value_int: int = 1> ()
         zero = Constant <value_float: float = 0.0> ()
@@ -82,13 +85,8 @@ HEAD = """
         axes_12 = Constant <value_ints: ints = [1, 2]> ()
         two = Constant <value_ints: ints = [2]> ()
         end = Constant <value_ints: ints = [9223372036854775807]> ()
-        zero_point = Constant <value: tensor = int8 zero_point {0}> ()
-        nominal_f32 = Constant <value_float: float = 0.0078125> ()
-        nominal = CastLike (nominal_f32, down_scale)
-        steps_f32 = Constant <value_float: float = 128.0> ()
-        steps = CastLike (steps_f32, down_scale)
 
-        count_1d = Shape <start = 0, end = 1> (gate_up)
+        count_1d = Shape <start = 0, end = 1> (gate_up_scale)
         count = Squeeze (count_1d)
         stop = Add (first, count)
         ids_1d = Range (first, stop, one)
@@ -99,7 +97,13 @@ HEAD = """
         combine_2d = CastLike (combine_f32, x)
         combine = Unsqueeze (combine_2d, axis_2)
 
-        x_3d = Unsqueeze (x, axis_0)
+        x_3d = Unsqueeze (x, axis_0)"""
+NOMINAL = """
+        zero_point = Constant <value: tensor = int8 zero_point {0}> ()
+        nominal_f32 = Constant <value_float: float = 0.0078125> ()
+        nominal = CastLike (nominal_f32, down_scale)
+        steps_f32 = Constant <value_float: float = 128.0> ()
+        steps = CastLike (steps_f32, down_scale)
         gate_up_range = Mul (gate_up_scale, steps)
         down_range = Mul (down_scale, steps)
         gate_up_nominal = DequantizeLinear (gate_up, nominal, zero_point)
@@ -113,6 +117,11 @@ SWIGLU = """
 TAIL = """
         weighted = Mul (out, combine)
         y = ReduceSum <keepdims = 0> (weighted, axis_0)"""
+BLOCKS = f"""
+        gate_up_wide = DequantizeLinear <axis: int = 1, block_size: int = @block_size> (gate_up, gate_up_scale)
+        both = MatMul (x_3d, gate_up_wide){SWIGLU}
+        down_wide = DequantizeLinear <axis: int = 1, block_size: int = @block_size> (down, down_scale)
+        out = MatMul (h, down_wide)"""
 FLOAT = f"""
         both_nominal = MatMul (x_3d, gate_up_nominal)
         both = Mul (both_nominal, gate_up_range){SWIGLU}
@@ -166,13 +175,19 @@ PRODUCTS = {"static": STATIC, "token": TOKEN, "float": FLOAT}
 def text(attributes: Mapping[str, Any], inputs: int) -> str:
     """Every expert for every token, then the weighted sum.
 
-    OneHot wraps negative ids; by equality, other ranks' experts give zero. Constants take the type of a weight's scale,
+    OneHot wraps negative ids; by equality, other ranks' experts give zero. They are counted by a scale's shape: ONNX Runtime
+    has no Shape of int4. Constants take the type of a weight's scale,
     which is known before shapes are inferred.
     """
     activations = attributes["activations"]
     if activations not in PRODUCTS:
         raise ExportError(f"activations are {activations!r}, which is no way to quantise them; known: {', '.join(PRODUCTS)}.")
-    return f"{HEAD}{PRODUCTS[activations]}{TAIL}"
+    if not attributes.get("block_size"):
+        return f"{COMBINE}{NOMINAL}{PRODUCTS[activations]}{TAIL}"
+    if activations != "float":
+        # TensorRT-RTX takes such a product and multiplies all of it by the first block's scales.
+        raise ExportError(f"weights with a scale for {attributes['block_size']} inputs go with float activations, not {activations!r}.")
+    return f"{COMBINE}{BLOCKS}{TAIL}"
 
 
 def shapes(x: Shape, *_: Shape, **__: Any) -> tuple[Shape, ...]:
@@ -184,7 +199,7 @@ QUANTIZED_EXPERTS = Op(
     name="QuantizedExperts",
     inputs=("x", "experts", "weights", "gate_up", "gate_up_scale", "down", "down_scale", "x_scale", "h_scale"),
     outputs=("y",),
-    attributes=("first_expert", "activations"),
+    attributes=("first_expert", "activations", "block_size"),
     reference=reference,
     text=text,
     shapes=shapes,

@@ -13,7 +13,8 @@ from .schedule import Step
 from .signature import Signature
 
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.json"
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+"""What turns text into token ids and back; copied from folder to folder, where they are there."""
 
 
 @dataclass(frozen=True)
@@ -262,12 +263,12 @@ def require_own_folder(output: Path, kind: str, error: type[MoetrtError]) -> Non
         raise error(f"{output} holds {found}, not {kind}.", hint="Choose another --output.")
 
 
-def share_file(source: Path, output: Path) -> dict[str, FileStamp]:
-    """Copy a file that all ranks share into the set's folder, where there is one."""
-    if not source.is_file():
-        return {}
-    files.write_bytes(output / source.name, source.read_bytes())
-    return {source.name: stamp(output / source.name)}
+def share_text(source: Path, output: Path) -> dict[str, FileStamp]:
+    """Copy the files that all ranks share from a folder into the set's, those that are there."""
+    found = [name for name in TEXT_FILES if (source / name).is_file()]
+    for name in found:
+        files.write_bytes(output / name, (source / name).read_bytes())
+    return {name: stamp(output / name) for name in found}
 
 
 def write_set(kind: str, record: type[Rank], folder: Path, shared: dict[str, FileStamp]) -> RankSet:

@@ -104,7 +104,7 @@ REFUSED = {
     "compare: prompts of another kind": (["compare", "{ort}", "{ort}", "--prompts", "{model}/config.json"], 2, "is no prompt file"),
     "compare: broken prompt line": (["compare", "{ort}", "{ort}", "--prompts", "{tmp}/broken.jsonl"], 2, "broken.jsonl:2 is not valid JSON"),
     "compare: prompt line without a prompt": (["compare", "{ort}", "{ort}", "--prompts", "{tmp}/other.jsonl"], 2, "other.jsonl:1 has neither"),
-    "compare: messages without a template": (["compare", "{ort}", "{ort}", "--prompts", "{tmp}/chat.jsonl"], 2, "chat template"),
+    "compare: messages without a tokenizer": (["compare", "{ort}", "{ort}", "--prompts", "{tmp}/chat.jsonl"], 1, "has no tokenizer.json"),
     "compare: no prompts": (["compare", "{ort}", "{ort}", "--prompts", "{tmp}/empty.txt"], 2, "holds no prompt"),
     "compare: FP8 checkpoint as reference": (["compare", "{ort}", "{fp8}", "--prompts", "{tmp}/good.jsonl"], 1, "stored in FP8"),
     "compare: another vocabulary": (["compare", "{ort}", "{wide}", "--prompts", "{tmp}/good.jsonl"], 2, "vocabularies differ: 128 and 256"),

@@ -12,7 +12,7 @@ from exporter.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PRESENT = [name for name, entry in COMMANDS.items() if importlib.util.find_spec(entry.target.partition(":")[0])]
-HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "ml_dtypes", "safetensors", "transformers", "tokenizers", "tensorrt", "tensorrt_rtx")
+HEAVY = ("torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "ml_dtypes", "safetensors", "transformers", "tokenizers", "jinja2", "tensorrt", "tensorrt_rtx")
 """None of these is in install_requires."""
 BARE = """
 import sys

@@ -109,6 +109,28 @@ def quantized(mixture: Mixture, first: int, count: int, activations: str, all_on
     return OpCase(f"quantized {like.name}, {activations}", "QuantizedExperts", inputs, attributes)
 
 
+def blocked(mixture: Mixture, first: int, count: int, block: int) -> OpCase:
+    """``sliced`` with int4 weights, a scale for each ``block`` inputs."""
+    like = sliced(mixture, first, count)
+
+    def inputs() -> tuple[np.ndarray, ...]:
+        x, chosen, weights, *floats = like.inputs()
+        return x, chosen, weights, *(part for weight in floats for part in _to_int4(weight.swapaxes(1, 2), x.dtype, block))
+
+    attributes = {"first_expert": first, "activations": "float", "block_size": block}
+    return OpCase(f"quantized {like.name}, int4 by {block}", "QuantizedExperts", inputs, attributes)
+
+
+def _to_int4(weight: np.ndarray, dtype: np.dtype, block: int) -> tuple[np.ndarray, np.ndarray]:
+    import ml_dtypes
+
+    wide = weight.astype(np.float32)
+    blocks = wide.reshape(len(wide), -1, block, wide.shape[2])
+    scale = (np.abs(blocks).max(axis=2) / 7).astype(dtype)
+    values = np.clip(np.rint(wide / scale.astype(np.float32).repeat(block, axis=1)), -8, 7)
+    return values.astype(np.int8).astype(ml_dtypes.int4), scale
+
+
 def _to_int8(weight: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """Values, and a scale by expert and output channel."""
     wide = weight.astype(np.float32)
@@ -148,6 +170,9 @@ QUANTIZED_CASES = tuple(
         quantized(Mixture(17, dtype="float16"), 0, 8, activations),
         quantized(Mixture(17, dtype="bfloat16"), 2, 4, activations),
     )
+) + tuple(
+    blocked(Mixture(tokens, hidden=64, width=32, dtype=dtype), first, 4, block)
+    for tokens, dtype, first, block in ((0, "float32", 0, 16), (1, "float32", 4, 16), (17, "float32", 4, 32), (17, "float16", 2, 16), (17, "bfloat16", 2, 32))
 )
 COLLECTIVE_CASES = (
     OpCase("all_reduce", "AllReduce", lambda: (random(5, 2, 3, 4),), {"ranks": 1}),
