@@ -8,18 +8,24 @@ HELDOUT   ?= $(MODEL)/prompts-heldout.txt
 PROMPT    ?= The nice thing about computers is
 PYTHON    ?= python3
 
-# int8, int8-dynamic and int8-weights are made from float32 graphs.
-SCHEME   := $(filter int8%,$(PRECISION))
-FLOAT    := $(if $(SCHEME),fp32,$(PRECISION))
-# One folder of engines for each precision: `engines` is the default one's.
-SUFFIX   := $(if $(filter int8,$(PRECISION)),,-$(PRECISION))
+# Quantised engines of ONNX Runtime are made from float32 graphs, those of TensorRT from float16 ones; one table serves both.
+SCHEME   := $(filter int%,$(PRECISION))
+BACKEND  ?= ort
+FLOAT    := $(if $(SCHEME),$(if $(filter tensorrt%,$(BACKEND)),fp16,fp32),$(PRECISION))
+HALF     := $(if $(filter fp32,$(FLOAT)),,-$(FLOAT))
 OUT      := build/$(notdir $(abspath $(MODEL)))-tp$(TENSOR)-pp$(PIPELINE)
+# One folder of engines for each precision: `engines` is the default one's.
+ENGINES  := $(OUT)/engines$(if $(filter int8,$(PRECISION)),,-$(PRECISION))
+FLOATS   := $(OUT)/graphs$(HALF)
+GRAPHS   := $(if $(SCHEME),$(OUT)/graphs-$(SCHEME)$(HALF),$(FLOATS))
+TABLE    := $(OUT)/calibration.json
+MEASURE  := $(if $(HALF),,$(if $(wildcard $(HELDOUT)),--held-out $(HELDOUT)))
 BIN      := .venv/bin
 READY    := .venv/.ready
 # Every backend that installs here; asked only when a recipe needs it.
 BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx)
 
-.PHONY: setup graphs graphs-int8 engines calibration compare test bench lint help
+.PHONY: setup graphs calibration quantized engine engines compare test bench lint help
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -37,20 +43,23 @@ $(READY): setup.cfg pyproject.toml
 	touch $@
 
 graphs: setup
-	$(BIN)/moetrt export $(MODEL) --output $(OUT)/graphs --tensor $(TENSOR) --pipeline $(PIPELINE) --precision $(FLOAT)
+	$(BIN)/moetrt export $(MODEL) --output $(FLOATS) --tensor $(TENSOR) --pipeline $(PIPELINE) --precision $(FLOAT)
 
 calibration: graphs ## Ranges of MODEL's activations over its prompts (PROMPTS)
-	$(BIN)/moetrt calibrate $(OUT)/graphs --prompts $(PROMPTS) --output $(OUT)/calibration.json
+	$(BIN)/moetrt calibrate $(FLOATS) --prompts $(PROMPTS) --output $(TABLE)
 
-graphs-int8: calibration
-	$(BIN)/moetrt quantize $(OUT)/graphs --table $(OUT)/calibration.json --scheme $(SCHEME) --output $(OUT)/graphs-$(SCHEME) $(if $(wildcard $(HELDOUT)),--held-out $(HELDOUT))
+quantized: graphs
+	$(BIN)/moetrt quantize $(FLOATS) --table $(TABLE) --scheme $(SCHEME) --output $(GRAPHS) $(MEASURE)
 
-engines: $(if $(SCHEME),graphs-int8,graphs) ## Export MODEL, quantise it, build its engines for BACKENDS, end with a line of text
-	set -e; for backend in $(BACKENDS); do $(BIN)/moetrt build $(OUT)/graphs$(SCHEME:%=-%) --backend $$backend --output $(OUT)/engines$(SUFFIX)/$$backend; done
-	$(BIN)/moetrt run $(OUT)/engines$(SUFFIX)/ort --prompt "$(PROMPT)" --max-tokens 48
+engine: $(if $(SCHEME),quantized,graphs)
+	$(BIN)/moetrt build $(GRAPHS) --backend $(BACKEND) --output $(ENGINES)/$(BACKEND)
+
+engines: $(if $(SCHEME),calibration,graphs) ## Export MODEL, quantise it, build its engines for BACKENDS, end with a line of text
+	set -e; for backend in $(BACKENDS); do $(MAKE) --no-print-directory engine BACKEND=$$backend; done
+	$(BIN)/moetrt run $(ENGINES)/ort --prompt "$(PROMPT)" --max-tokens 48
 
 compare: engines ## Engines against transformers; against TensorRT where a GPU can run it
-	$(BIN)/moetrt compare $(OUT)/engines$(SUFFIX)/ort $(MODEL) --prompts $(HELDOUT)
+	$(BIN)/moetrt compare $(ENGINES)/ort $(MODEL) --prompts $(HELDOUT)
 	@echo "TensorRT: skipped, running its engines needs a CUDA device and a TensorRT session, which does not exist yet."
 
 test: setup ## Run the tests

@@ -1,22 +1,25 @@
 """``moetrt quantize``: quantise, measure on held-out prompts, keep the most sensitive segments float, report."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.prompts import read_prompts
 from engines.runtime.text import Text
-from exporter.errors import UsageError
+from exporter.errors import LoadError, UsageError
 from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.manifest import GraphsRank
 
-from .calibrate import require_float
-from .quantize import Decision, Quantized, QuantizeRequest, decide, quantize
-from .report import Quality, Report, Sensitivity, WeightError, activation_error, write_report
-from .sensitivity import Ladder, choose_float, quantised_segments
+from .calibrate import require_vocabulary
+from .quantize import Job, Quantized, QuantizeRequest, perform, plan_quantization
+from .report import Quality, Report, Sensitivity, WeightError, write_report
+from .schemes import STATIC
+from .sensitivity import Ladder, Score, choose_float, quantised_segments
+from .table import Table
 
 REPORT = "report.json"
 
@@ -52,6 +55,7 @@ class Evidence:
 
     made: Quantized
     quality: Quality | None
+    """None where nothing was held out."""
     float_segments: tuple[str, ...]
 
     def summary(self) -> str:
@@ -64,82 +68,96 @@ class Evidence:
         return "\n".join(lines)
 
     def report(self) -> dict[str, Any]:
-        made = self.made
-        sizes = {"made": list(made.made), "kept": list(made.kept), "float_bytes": made.float_bytes, "int8_bytes": made.int8_bytes}
-        return {"output": str(made.request.output), "scheme": made.request.scheme, "float_segments": list(self.float_segments), "quality": files.to_json(self.quality)} | sizes
+        made, job = self.made, self.made.job
+        sizes = {"made": list(job.todo), "kept": list(job.kept), "float_bytes": made.float_bytes, "quantized_bytes": made.quantized_bytes}
+        return {"output": str(job.request.output), "scheme": job.request.scheme, "float_segments": list(self.float_segments), "quality": files.to_json(self.quality)} | sizes
 
 
-Told = Callable[[int, int, str], None]
+Bars = Callable[..., AbstractContextManager[Callable[[int], None]]]
+"""``bars(label, total, bytes=…)``: a bar of ``total`` steps, and what to call with each number of steps that were taken."""
 
 
-def quantize_with_evidence(request: AdaptiveRequest, told: Told = lambda number, of, what: None) -> Evidence:
+@contextmanager
+def no_bars(label: str, total: int, bytes: bool = True) -> Iterator[Callable[[int], None]]:
+    yield lambda count: None
+
+
+def quantize_with_evidence(request: AdaptiveRequest, bars: Bars = no_bars) -> Evidence:
     """Write the quantised graphs and the report beside them.
 
     With a budget, everything is quantised into a temporary folder first; only what is chosen is written to ``output``.
     :raises MoetrtError: graphs, table or prompts do not allow it.
     """
-    ranks = require_float(request.graphs)
+    job = plan_quantization(request.plain(request.output))
+    rows = _held_out(request, job)
     if request.max_kl is None:
-        made = quantize(request.plain(request.output))
-        ladder = _ladder(request, ranks, request.output)
-        segments = frozenset(_segments(request.output))
-        return _finish(request, ranks, made, ladder and ladder.score(segments), {}, ())
+        made = _perform(job, bars)
+        ladder = rows and Ladder(job.ranks, request.graphs, request.output, rows)
+        return _finish(request, made, ladder and ladder.score(frozenset(_segments(request.output))))
     request.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{request.output.name}.", dir=request.output.parent) as scratch:
         every = Path(scratch) / "graphs"
-        quantize(request.plain(every))
-        ladder, segments = _ladder(request, ranks, every), _segments(every)
-        ranking = ladder.sensitivities(segments, lambda name: told(0, len(segments), name))
+        _perform(plan_quantization(request.plain(every)), bars)
+        ladder, segments = Ladder(job.ranks, request.graphs, every, rows), _segments(every)
+        with bars("sensitivity", len(segments), bytes=False) as advance:
+            ranking = ladder.sensitivities(segments, lambda name: advance(1))
         kept, score = choose_float(ladder, ranking, request.max_kl)
-    made = quantize(request.plain(request.output, tuple(sorted(kept))), sensitivity=ranking)
-    return _finish(request, ranks, made, score, ranking, kept)
+    made = _perform(plan_quantization(request.plain(request.output, tuple(sorted(kept))), ranking), bars)
+    return _finish(request, made, score, kept)
+
+
+def _perform(job: Job, bars: Bars) -> Quantized:
+    with bars("quantize", job.bytes) as advance:
+        return perform(job, advance)
 
 
 def _segments(graphs: Path) -> tuple[str, ...]:
     return quantised_segments({rank: record.quantization.weights for rank, record in records.read_ranks(GraphsRank, graphs).items() if record.quantization})
 
 
-def _ladder(request: AdaptiveRequest, ranks: dict[int, GraphsRank], quantised: Path) -> Ladder | None:
+def _held_out(request: AdaptiveRequest, job: Job) -> list[list[int]] | None:
+    """Read before anything is written: a file that cannot be read is refused at once."""
     if request.held_out is None:
         return None
-    rows = read_prompts(request.held_out, lambda: Text(request.graphs, ranks[0].config.bos))
-    most = min(request.max_tokens, ranks[0].config.positions)
-    return Ladder(ranks, request.graphs, quantised, [row[:most] for row in rows])
+    config = job.ranks[0].config
+    rows = read_prompts(request.held_out, lambda: Text(request.graphs, config.bos))
+    require_vocabulary(rows, request.held_out, config)
+    return [row[: min(request.max_tokens, config.positions)] for row in rows]
 
 
-def _finish(request: AdaptiveRequest, ranks: dict[int, GraphsRank], made: Quantized, score: Any, ranking: dict[str, float], kept: tuple[str, ...]) -> Evidence:
-    quality = None
-    if score is not None:
-        before, after = score.perplexities
-        quality = Quality(score.tokens, before, after, score.mean_kl)
-    if made.made or quality:
-        decision = decide(made.request, ranks, ranking)
-        write_report(_report(request, ranks, made, quality, decision, kept), request.output)
+def _finish(request: AdaptiveRequest, made: Quantized, score: Score | None, kept: tuple[str, ...] = ()) -> Evidence:
+    quality = score and Quality(score.tokens, *score.perplexities, score.mean_kl)
+    if made.job.todo or quality:
+        write_report(_report(request, made, quality, kept), request.output)
     return Evidence(made, quality, kept)
 
 
-def _report(request: AdaptiveRequest, ranks: dict[int, GraphsRank], made: Quantized, quality: Quality | None, decision: Decision, kept: tuple[str, ...]) -> Report:
-    errors = made.errors or _known_errors(request.output)
-    linears = decision.table.linears if decision.table else {}
+def _report(request: AdaptiveRequest, made: Quantized, quality: Quality | None, kept: tuple[str, ...]) -> Report:
     modes = {name: mode for record in records.read_ranks(GraphsRank, request.output).values() if record.quantization for name, mode in record.quantization.weights.items()}
+    errors = {name: error for name, error in (_known_errors(request.output) | made.errors).items() if name in modes}
     return Report(
         scheme=request.scheme,
-        model=ranks[0].source.name,
+        model=made.job.ranks[0].source.name,
         smooth=request.smooth,
-        table=decision.table,
+        table=made.table,
         weights=tuple(WeightError(name, *error) for name, error in errors.items()),
-        activation_errors={name: activation_error(seen) for name, seen in linears.items() if modes.get(name) == "static" and seen.histogram},
-        sensitivity=tuple(Sensitivity(name, kl, name in kept) for name, kl in decision.sensitivity.items()),
+        activation_errors=_activation_errors(made.table, modes) if made.table else {},
+        sensitivity=tuple(Sensitivity(name, kl, name in kept) for name, kl in made.job.sensitivity.items()),
         quality=quality,
         float_bytes=made.float_bytes,
-        int8_bytes=made.int8_bytes,
+        quantized_bytes=made.quantized_bytes,
     )
 
 
+def _activation_errors(table: Table, modes: dict[str, str]) -> dict[str, float]:
+    known = {name: seen.error for name, seen in table.linears.items()} | {name: max(seen.errors) for name, seen in table.experts.items()}
+    return {name: error for name, error in known.items() if error is not None and modes.get(name) == STATIC}
+
+
 def _known_errors(output: Path) -> dict[str, tuple[float, int, int]]:
-    """From the report that is there, where no rank was made now."""
-    path = output / REPORT
-    if not path.is_file():
+    """From the report that is there: of ranks that were not made now."""
+    try:
+        there = files.read_record(Report, output / REPORT)
+    except LoadError:
         return {}
-    there = files.read_record(Report, path)
-    return {one.name: (one.relative_l2, one.float_bytes, one.int8_bytes) for one in there.weights}
+    return {one.name: (one.relative_l2, one.float_bytes, one.quantized_bytes) for one in there.weights}

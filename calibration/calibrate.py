@@ -3,9 +3,9 @@
 import importlib.metadata
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from engines.prompts import read_prompts
 from engines.runtime.loading import read_set
@@ -14,15 +14,13 @@ from exporter import __version__
 from exporter.errors import LoadError, RunError, UsageError
 from exporter.plan import files
 from exporter.plan import manifest as records
+from exporter.plan.config import ModelConfig
 from exporter.plan.manifest import GraphsRank
 
 from .collect import Collection, Seen
-from .observers import METHODS, amax
+from .observers import METHODS, Histogram, amax, relative_error
 from .table import ExpertRanges, Range, Table, read_table
 from .walk import batches
-
-if TYPE_CHECKING:
-    from .observers import Histogram
 
 COARSE = 64
 """Bins of a histogram in the table: enough to draw."""
@@ -61,6 +59,12 @@ class Calibration:
     kept: bool
     """It was there already, made by an equal request."""
 
+    def report(self) -> dict[str, Any]:
+        """The keys of ``moetrt calibrate --json``."""
+        table = self.table
+        told = {name: getattr(table, name) for name in ("method", "samples", "topped_up", "tokens")}
+        return {"output": str(self.output), "kept": self.kept, "ranges": len(table.linears), "fallbacks": fallbacks(table)} | told
+
     def summary(self) -> str:
         table, fallen = self.table, fallbacks(self.table)
         lines = [
@@ -82,17 +86,47 @@ Told = Callable[[int, int, str], None]
 """Called with the round, how many segments it has, and the one that is done."""
 
 
+@dataclass(frozen=True)
+class Job:
+    """What has to be done: the decision before the act."""
+
+    request: CalibrationRequest
+    ranks: dict[int, GraphsRank]
+    rows: list[list[int]]
+    """Token ids of all prompts, in the order in which they are used."""
+    digest: str
+    there: Table | None
+    """The table of an equal request, made before."""
+
+    def summary(self) -> str:
+        if self.there:
+            return f"{self.request.output}: would be kept"
+        first = self.rows[: self.request.samples]
+        rest = len(self.rows) - len(first)
+        return f"{self.request.output}: would see {sum(map(len, first))} tokens of {len(first)} prompts" + (f", {rest} more where experts lack tokens" if rest else "")
+
+
+def plan_calibration(request: CalibrationRequest) -> Job:
+    """Read graphs and prompts.
+
+    :raises MoetrtError: they do not allow it.
+    """
+    ranks = require_float(request.graphs)
+    rows, digest = _rows(request, ranks[0].config), _digest(request, ranks)
+    there = read_table(request.output) if request.output.is_file() else None
+    return Job(request, ranks, rows, digest, there if there and there.request == digest else None)
+
+
 def calibrate(request: CalibrationRequest, told: Told = lambda number, of, what: None) -> Calibration:
     """Make the table; what an interrupted run had finished is used again.
 
     :raises MoetrtError: graphs or prompts do not allow it, an activation is not finite, or with ``strict`` an expert lacks tokens.
     """
-    ranks = require_float(request.graphs)
-    rows = _rows(request, ranks[0])
-    digest = _digest(request, ranks)
-    if request.output.is_file() and (there := read_table(request.output)).request == digest:
-        _require_covered(request, there)
-        return Calibration(request.output, there, kept=True)
+    job = plan_calibration(request)
+    ranks, rows, digest = job.ranks, job.rows, job.digest
+    if job.there:
+        _require_covered(request, job.there)
+        return Calibration(request.output, job.there, kept=True)
     scratch = request.output.with_name(f".{request.output.name}.partial")
     collection = Collection(request.graphs, ranks, scratch, digest)
     used, number = 0, 0
@@ -126,23 +160,26 @@ def require_float(graphs: Path) -> dict[int, GraphsRank]:
     return ranks
 
 
-def _rows(request: CalibrationRequest, record: GraphsRank) -> list[list[int]]:
-    config = record.config
+def _rows(request: CalibrationRequest, config: ModelConfig) -> list[list[int]]:
     rows = read_prompts(request.prompts, lambda: Text(request.graphs, config.bos))
-    for number, row in enumerate(rows, 1):
-        strange = next((token for token in row if not 0 <= token < config.vocab), None)
-        if strange is not None:
-            raise RunError(f"prompt {number} of {request.prompts} has the token {strange}, beyond the vocabulary of {config.vocab}.", hint="Was it made by another tokenizer?")
+    require_vocabulary(rows, request.prompts, config)
     if request.seed is not None:
         random.Random(request.seed).shuffle(rows)
     return [row[: min(request.max_tokens, config.positions)] for row in rows if row]
 
 
+def require_vocabulary(rows: list[list[int]], path: Path, config: ModelConfig) -> None:
+    for number, row in enumerate(rows, 1):
+        strange = next((token for token in row if not 0 <= token < config.vocab), None)
+        if strange is not None:
+            raise RunError(f"prompt {number} of {path} has the token {strange}, beyond the vocabulary of {config.vocab}.", hint="Was it made by another tokenizer?")
+
+
 def _digest(request: CalibrationRequest, ranks: dict[int, GraphsRank]) -> str:
-    asked = files.to_json(replace(request, strict=False))
-    asked = {name: value for name, value in asked.items() if name not in ("graphs", "prompts", "output", "strict")} if isinstance(asked, dict) else {}
+    """Of all that decides the table; ``strict`` decides only whether it is given out."""
+    asked = {name: str(getattr(request, name)) for name in ("samples", "max_tokens", "batch", "method", "min_tokens_per_expert", "seed")}
     graphs = [files.sha256_file(records.rank_manifest(request.graphs, rank)) for rank in sorted(ranks)]
-    return files.digest({"moetrt": __version__, "graphs": graphs, "prompts": files.sha256_file(request.prompts)} | {name: str(value) for name, value in asked.items()})
+    return files.digest({"moetrt": __version__, "graphs": graphs, "prompts": files.sha256_file(request.prompts)} | asked)
 
 
 def _lacking(request: CalibrationRequest, collection: Collection) -> bool:
@@ -173,15 +210,14 @@ def _table(request: CalibrationRequest, record: GraphsRank, collection: Collecti
     )
 
 
-def _range(histogram: "Histogram", channels: object, method: str) -> Range:
-    counts, top = histogram.coarse(COARSE)
-    return Range(amax(histogram, method), float(histogram.maximum), int(histogram.total), counts, top, tuple(float(f"{value:.7g}") for value in channels))
+def _range(histogram: Histogram, channels: object, method: str) -> Range:
+    (counts, top), chosen = histogram.coarse(COARSE), amax(histogram, method)
+    numbers = tuple(float(f"{value:.7g}") for value in channels)
+    return Range(chosen, float(histogram.maximum), int(histogram.total), relative_error(histogram, chosen), counts, top, numbers)
 
 
 def expert_ranges(seen: Seen, method: str, least: int) -> ExpertRanges:
     """Each expert's range; the pooled one, with the reason, for experts that saw fewer than ``least`` tokens."""
-    from .observers import Histogram
-
     everything = Histogram()
     for one in seen.experts:
         everything.merge(one)
@@ -192,7 +228,8 @@ def expert_ranges(seen: Seen, method: str, least: int) -> ExpertRanges:
         if count < max(least, 1)
     }
     chosen = tuple(pooled if str(expert) in reasons else amax(one, method) for expert, one in enumerate(seen.experts))
-    return ExpertRanges(tuple(seen.tokens.tolist()), chosen, tuple(float(one.maximum) for one in seen.experts), pooled, reasons)
+    errors = tuple(relative_error(one, limit) for one, limit in zip(seen.experts, chosen, strict=True))
+    return ExpertRanges(tuple(seen.tokens.tolist()), chosen, tuple(float(one.maximum) for one in seen.experts), errors, pooled, reasons)
 
 
 def _require_covered(request: CalibrationRequest, table: Table) -> None:

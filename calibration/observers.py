@@ -133,6 +133,16 @@ def mse_cost(middles: "np.ndarray", counts: "np.ndarray", limit: float) -> float
     return float((counts * np.where(middles > limit, (middles - limit) ** 2, inside)).sum())
 
 
+def relative_error(histogram: Histogram, limit: float) -> float:
+    """Root of the squared error that the range ``limit`` costs over the sum of squares; 0 where nothing was seen."""
+    import numpy as np
+
+    held, width = np.flatnonzero(histogram.counts), histogram.top / BINS
+    middles, counts = (held + 0.5) * width, histogram.counts[held]
+    whole = float((counts * (middles**2 + width**2 / 12)).sum())
+    return (mse_cost(middles, counts, limit) / whole) ** 0.5 if limit > 0 and whole > 0 else 0.0
+
+
 def _filled(histogram: Histogram) -> int:
     """Bins up to the largest value."""
     import numpy as np

@@ -63,23 +63,47 @@ class QuantizeRequest:
 
 
 @dataclass(frozen=True)
+class Job:
+    """What has to be done: the decision before the act."""
+
+    request: QuantizeRequest
+    ranks: dict[int, GraphsRank]
+    """Of the float graphs, all of them."""
+    table: Table | None
+    table_hash: str | None
+    sensitivity: dict[str, float]
+    todo: dict[int, str]
+    """Rank to be made → digest of all that decides it."""
+    kept: tuple[int, ...]
+    """Ranks that are finished already."""
+
+    @property
+    def bytes(self) -> int:
+        """Float weights that are to be read."""
+        return sum(self.ranks[rank].files[self.ranks[rank].weights].bytes for rank in self.todo)
+
+    def summary(self) -> str:
+        kept = f", {len(self.kept)} kept" if self.kept else ""
+        return f"{self.request.output}: would quantise rank(s) {list(self.todo)} as {self.request.scheme}{kept}"
+
+
+@dataclass(frozen=True)
 class Quantized:
     """What was done."""
 
-    request: QuantizeRequest
-    made: tuple[int, ...]
-    kept: tuple[int, ...]
-    """Ranks that were finished already."""
+    job: Job
+    table: Table | None
+    """After smoothing."""
     float_bytes: int
     """Weights files of all ranks, before."""
-    int8_bytes: int
+    quantized_bytes: int
     """… and after."""
     errors: dict[str, tuple[float, int, int]]
     """Weight → relative L2 error of quantising it, and its bytes before and after, over the ranks made now."""
 
     def summary(self) -> str:
-        kept = f", {len(self.kept)} kept" if self.kept else ""
-        return f"{self.request.output}: {len(self.made)} rank(s) as {self.request.scheme}{kept}, weights {self.float_bytes / 1e6:.1f} → {self.int8_bytes / 1e6:.1f} MB"
+        kept, request = f", {len(self.job.kept)} kept" if self.job.kept else "", self.job.request
+        return f"{request.output}: {len(self.job.todo)} rank(s) as {request.scheme}{kept}, weights {self.float_bytes / 1e6:.1f} → {self.quantized_bytes / 1e6:.1f} MB"
 
 
 @dataclass(frozen=True)
@@ -90,52 +114,66 @@ class Decision:
     scheme: QuantScheme
     table: Table | None
     """After smoothing."""
-    table_hash: str | None
     factors: "dict[str, np.ndarray]"
     """Segment → smoothing factors."""
-    sensitivity: dict[str, float]
 
 
-def quantize(request: QuantizeRequest, advance: Callable[[int], None] = lambda count: None, sensitivity: dict[str, float] | None = None) -> Quantized:
+def quantize(request: QuantizeRequest, sensitivity: dict[str, float] | None = None) -> Quantized:
+    """Plan and perform.
+
+    :param sensitivity: what was measured of each segment, for the record.
+    """
+    return perform(plan_quantization(request, sensitivity))
+
+
+def perform(job: Job, advance: Callable[[int], None] = lambda count: None) -> Quantized:
     """Write the quantised graphs.
 
-    :param advance: called with each number of weight bytes that were written.
-    :param sensitivity: what was measured of each segment, for the record.
-    :raises MoetrtError: graphs or table do not allow it; nothing half-written is left.
+    :param advance: called with each number of bytes of float weights that were dealt with.
+    :raises MoetrtError: the table lacks a range, or a matrix does not take the scheme; nothing half-written is left.
+    """
+    request, decision = job.request, _decide(job)
+    errors: dict[str, list] = {}
+    for rank in job.todo:
+        _quantize_rank(job, decision, rank, advance, errors)
+    if request.rank is None:
+        records.drop_other_ranks(request.output, job.ranks[0].plan)
+    records.write_set("graphs", GraphsRank, request.output, records.share_text(request.graphs, request.output))
+    after = records.read_ranks(GraphsRank, request.output)
+    sizes = (sum(held[rank].files[held[rank].weights].bytes for rank in (*job.todo, *job.kept)) for held in (job.ranks, after))
+    found = {name: (error.relative, before, now) for name, (error, before, now) in errors.items()}
+    return Quantized(job, decision.table, *sizes, found)
+
+
+def plan_quantization(request: QuantizeRequest, sensitivity: dict[str, float] | None = None) -> Job:
+    """Hold graphs, table and folder against each other, and find the ranks that have to be made.
+
+    :raises MoetrtError: they do not allow it, or the table is of another checkpoint.
     """
     ranks = require_float(request.graphs)
-    decision = decide(request, ranks, sensitivity or {})
+    table = read_table(request.table) if request.table else None
+    if table:
+        _require_own(table, request.table, ranks[0])
     wanted = [rank for rank in ranks if request.rank in (None, rank)]
     if not wanted:
         raise LoadError(f"{request.graphs} has no rank {request.rank}.", hint=f"It has {sorted(ranks)}.")
     if request.output.resolve() == request.graphs.resolve():
         raise ExportError(f"{request.output} is the folder of the float graphs.", hint="Choose another --output.")
     records.require_own_folder(request.output, "graphs", ExportError)
-    digests = {rank: _digest(decision, ranks[rank]) for rank in wanted}
-    made = tuple(rank for rank in wanted if not records.finished(GraphsRank, records.rank_manifest(request.output, rank), digests[rank]))
-    errors: dict[str, list] = {}
-    for rank in made:
-        _quantize_rank(decision, ranks[rank], digests[rank], advance, errors)
-    records.write_set("graphs", GraphsRank, request.output, records.share_text(request.graphs, request.output))
-    after = records.read_ranks(GraphsRank, request.output)
-    sizes = (sum(all_[rank].files[all_[rank].weights].bytes for rank in wanted) for all_ in (ranks, after))
-    found = {name: (error.relative, before, now) for name, (error, before, now) in errors.items()}
-    return Quantized(request, made, tuple(rank for rank in wanted if rank not in made), *sizes, found)
+    table_hash = files.sha256_file(request.table) if request.table else None
+    sensitivity = sensitivity or {}
+    digests = {rank: _digest(request, table_hash, sensitivity, ranks[rank]) for rank in wanted}
+    kept = tuple(rank for rank in wanted if records.finished(GraphsRank, records.rank_manifest(request.output, rank), digests[rank]))
+    return Job(request, ranks, table, table_hash, sensitivity, {rank: digests[rank] for rank in wanted if rank not in kept}, kept)
 
 
-def decide(request: QuantizeRequest, ranks: dict[int, GraphsRank], sensitivity: dict[str, float]) -> Decision:
-    """Read the table, hold it against the graphs, and smooth.
-
-    :raises LoadError: the table is of another checkpoint, or lacks a range.
-    """
-    scheme, record = find_scheme(request.scheme), ranks[0]
-    if request.table is None:
-        return Decision(request, scheme, None, None, {}, sensitivity)
-    table = read_table(request.table)
-    _require_own(table, request.table, record)
-    skip = frozenset(request.float_segments)
-    factors = smoothing_factors(request.graphs, ranks, table, request.smooth, skip) if request.smooth is not None else {}
-    return Decision(request, scheme, smoothed_table(table, factors), files.sha256_file(request.table), factors, sensitivity)
+def _decide(job: Job) -> Decision:
+    """Smooth, where that was asked for."""
+    request, table, factors = job.request, job.table, {}
+    if request.smooth is not None:
+        factors = smoothing_factors(request.graphs, job.ranks, table, request.smooth, frozenset(request.float_segments))
+        table = smoothed_table(table, factors)
+    return Decision(request, find_scheme(request.scheme), table, factors)
 
 
 def _require_own(table: Table, path: Path, record: GraphsRank) -> None:
@@ -146,14 +184,13 @@ def _require_own(table: Table, path: Path, record: GraphsRank) -> None:
         )
 
 
-def _digest(decision: Decision, record: GraphsRank) -> str:
-    request = decision.request
-    asked = {"scheme": request.scheme, "smooth": request.smooth, "head": request.quantises_head, "float": request.float_segments, "table": decision.table_hash}
-    return files.digest({"moetrt": __version__, "graphs": record.request, "files": record.files, "sensitivity": decision.sensitivity} | asked)
+def _digest(request: QuantizeRequest, table_hash: str | None, sensitivity: dict[str, float], record: GraphsRank) -> str:
+    asked = {"scheme": request.scheme, "smooth": request.smooth, "head": request.quantises_head, "float": request.float_segments}
+    return files.digest({"moetrt": __version__, "graphs": record.request, "files": record.files, "sensitivity": sensitivity, "table": table_hash} | asked)
 
 
-def _quantize_rank(decision: Decision, record: GraphsRank, digest: str, advance: Callable[[int], None], errors: dict[str, list]) -> None:
-    request = decision.request
+def _quantize_rank(job: Job, decision: Decision, rank: int, advance: Callable[[int], None], errors: dict[str, list]) -> None:
+    request, record = job.request, job.ranks[rank]
     source = request.graphs / records.rank_folder(record.rank)
     weights = Weights(source / record.weights)
     weights.factors = factors_of_weights(decision.factors, list(weights.infos))
@@ -165,8 +202,7 @@ def _quantize_rank(decision: Decision, record: GraphsRank, digest: str, advance:
     with files.whole_folder(request.output / records.rank_folder(record.rank)) as folder:
         stamps = {file: _write_graph(insertion, source / file, folder / file) for file in {**record.segments.graphs, **record.whole.graphs}.values()}
         stamps[WEIGHTS] = write_entries(folder / WEIGHTS, entries, placed, advance)
-        made = _quantization(decision, record, modes)
-        files.write_record(folder / records.MANIFEST, replace(record, quantization=made, weights=WEIGHTS, files=stamps, request=digest))
+        files.write_record(folder / records.MANIFEST, replace(record, quantization=_quantization(job, modes), weights=WEIGHTS, files=stamps, request=job.todo[rank]))
 
 
 def _dtype(precision: str) -> "np.dtype":
@@ -227,15 +263,15 @@ def _write_graph(insertion: Insertion, source: Path, target: Path) -> FileStamp:
     return FileStamp(len(data), hashlib.sha256(data).hexdigest())
 
 
-def _quantization(decision: Decision, record: GraphsRank, modes: dict[str, str]) -> Quantization:
-    request = decision.request
-    fallen = fallbacks(decision.table) if decision.table and STATIC in modes.values() else {}
+def _quantization(job: Job, modes: dict[str, str]) -> Quantization:
+    request = job.request
+    fallen = fallbacks(job.table) if job.table and STATIC in modes.values() else {}
     return Quantization(
         scheme=request.scheme,
-        table=decision.table_hash,
+        table=job.table_hash,
         smooth=request.smooth,
         float_segments=request.float_segments,
         weights=modes,
         fallbacks={name: why for name, why in fallen.items() if modes.get(name.partition("[")[0]) == STATIC},
-        sensitivity=decision.sensitivity,
+        sensitivity=job.sensitivity,
     )

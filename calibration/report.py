@@ -8,7 +8,7 @@ from pathlib import Path
 from exporter.plan import files
 
 from .plots import bars, heat, spans
-from .table import LEVELS, Range, Table
+from .table import Table
 
 SHOWN = 24
 """Bars in a plot: the worst; all stand in a table below."""
@@ -22,7 +22,7 @@ class WeightError:
     relative_l2: float
     """‖w − dequantised‖ / ‖w‖."""
     float_bytes: int
-    int8_bytes: int
+    quantized_bytes: int
     """Scales included."""
 
 
@@ -58,25 +58,15 @@ class Report:
     """After smoothing; None where no ranges were needed."""
     weights: tuple[WeightError, ...]
     activation_errors: dict[str, float]
-    """Weight → expected relative L2 error of quantising its input."""
+    """Weight → relative L2 error that its input's range costs, as its histogram predicts it; of experts, the worst one's."""
     sensitivity: tuple[Sensitivity, ...]
     """The worst first; empty where it was not measured."""
     quality: Quality | None
     float_bytes: int
     """Weights files of all ranks, before."""
-    int8_bytes: int
-    kind: str = "int8-report"
+    quantized_bytes: int
+    kind: str = "quantization-report"
     version: int = 1
-
-
-def activation_error(seen: Range) -> float:
-    """Expected relative L2 error of symmetric INT8 on the values of a histogram: rounding inside the range, clipping beyond."""
-    width, step = seen.top / len(seen.histogram), seen.amax / LEVELS
-    middles = [(number + 0.5) * width for number in range(len(seen.histogram))]
-    # Within the first bin magnitudes are spread from 0 to its width: their mean square is a third of its square.
-    energy = sum(count * (middle**2 + width**2 / 12) for count, middle in zip(seen.histogram, middles, strict=True))
-    lost = sum(count * (step**2 / 12 if middle <= seen.amax else (middle - seen.amax) ** 2) for count, middle in zip(seen.histogram, middles, strict=True))
-    return (lost / energy) ** 0.5 if energy else 0.0
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
@@ -89,7 +79,7 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
 
 def render(report: Report) -> str:
     sections = (_headline, _sizes, _ranges, _experts, _sensitivity, _errors)
-    return f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>INT8 report: {escape(report.model)}</title><style>{STYLE}</style><main><h1>INT8 report: {escape(report.model)}, {escape(report.scheme)}</h1>{''.join(section(report) for section in sections)}</main></html>\n"
+    return f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>Quantisation report: {escape(report.model)}</title><style>{STYLE}</style><main><h1>Quantisation report: {escape(report.model)}, {escape(report.scheme)}</h1>{''.join(section(report) for section in sections)}</main></html>\n"
 
 
 def _section(title: str, sentence: str, *parts: str) -> str:
@@ -116,9 +106,9 @@ def _headline(report: Report) -> str:
 
 
 def _sizes(report: Report) -> str:
-    ratio = report.int8_bytes / max(report.float_bytes, 1)
-    sentence = f"The ranks' weights files take {report.int8_bytes / 1e6:,.1f} MB after {report.float_bytes / 1e6:,.1f} MB: {ratio:.2f} of what they were."
-    return _section("Sizes", sentence, bars([("float", report.float_bytes / 1e6), ("quantised", report.int8_bytes / 1e6)], unit="MB"))
+    ratio = report.quantized_bytes / max(report.float_bytes, 1)
+    sentence = f"The ranks' weights files take {report.quantized_bytes / 1e6:,.1f} MB after {report.float_bytes / 1e6:,.1f} MB: {ratio:.2f} of what they were."
+    return _section("Sizes", sentence, bars([("float", report.float_bytes / 1e6), ("quantised", report.quantized_bytes / 1e6)], unit="MB"))
 
 
 def _ranges(report: Report) -> str:
@@ -161,7 +151,7 @@ def _errors(report: Report) -> str:
         return _section("Weight and activation error", "No weight is quantised.")
     worst = sorted(report.weights, key=lambda one: -one.relative_l2)
     inputs = sorted(report.activation_errors.items(), key=lambda one: -one[1])
-    rows = [(one.name, f"{one.relative_l2:.3%}", f"{one.float_bytes:,}", f"{one.int8_bytes:,}") for one in worst]
+    rows = [(one.name, f"{one.relative_l2:.3%}", f"{one.float_bytes:,}", f"{one.quantized_bytes:,}") for one in worst]
     sentence = "Relative L2 error of each matrix, and of each statically quantised input as its histogram predicts it, in percent, the worst first. Eight bits cost about 1 %; far more points to outliers: try --smooth or another --method."
     plots = ("<h3>Weights</h3>", bars([(one.name, 100 * one.relative_l2) for one in worst[:SHOWN]], unit="%"), "<h3>Inputs</h3>" if inputs else "", bars([(name, 100 * error) for name, error in inputs[:SHOWN]], unit="%") if inputs else "")
     return _section("Weight and activation error", sentence, *plots, _table(("weight", "error", "bytes before", "after"), rows, "All weights"))

@@ -125,16 +125,21 @@ def quantised_segments(weights: dict[int, dict[str, str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(segment_of(name) for held in weights.values() for name in held))
 
 
-def choose_float(ladder: Ladder, ranking: dict[str, float], budget: float, told: Callable[[str], None] = lambda name: None) -> tuple[tuple[str, ...], Score]:
+def choose_float(ladder: Ladder, ranking: dict[str, float], budget: float) -> tuple[tuple[str, ...], Score]:
     """The fewest of the most sensitive segments that must stay float for the mean KL to be within ``budget``.
+
+    By bisection: each further segment in float is taken to lower the KL. What is returned was measured.
 
     :param ranking: from :meth:`Ladder.sensitivities`, the worst first.
     :returns: those segments, and the score of the rest quantised.
     """
-    names, kept = list(ranking), 0
-    score = ladder.score(frozenset(names))
-    while score.mean_kl > budget and kept < len(names):
-        told(names[kept])
-        kept += 1
+    names = list(ranking)
+    low, high, best = 0, len(names), None
+    while low < high or best is None:
+        kept = (low + high) // 2
         score = ladder.score(frozenset(names[kept:]))
-    return tuple(names[:kept]), score
+        if score.mean_kl <= budget or kept == len(names):
+            high, best = kept, (tuple(names[:kept]), score)
+        else:
+            low = kept + 1
+    return best

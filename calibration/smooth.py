@@ -81,6 +81,6 @@ def smoothed_table(table: Table, segments: "dict[str, np.ndarray]") -> Table:
             return seen
         channels = np.array(seen.channels, np.float32) / factor
         most = float(channels.max())
-        return replace(seen, amax=most * seen.amax / max(seen.maximum, SMALLEST), maximum=most, channels=tuple(channels.tolist()), histogram=(), top=0.0)
+        return replace(seen, amax=most * seen.amax / max(seen.maximum, SMALLEST), maximum=most, channels=tuple(channels.tolist()), error=None, histogram=(), top=0.0)
 
     return replace(table, linears={weight: smooth(weight, seen) for weight, seen in table.linears.items()})

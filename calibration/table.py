@@ -21,6 +21,8 @@ class Range:
     """The largest magnitude that was seen."""
     count: int
     """How many numbers were seen."""
+    error: float | None
+    """Relative L2 error that the range costs them, by their histogram; None where smoothing changed them since."""
     histogram: tuple[int, ...]
     """How many of the magnitudes lay in each of equal bins from 0 to ``top``."""
     top: float
@@ -38,6 +40,8 @@ class ExpertRanges:
     """The range that each expert is quantised with; a fallback's is the layer's pooled one."""
     maximum: tuple[float, ...]
     """The largest magnitude that was seen, by expert; 0 where none was."""
+    errors: tuple[float, ...]
+    """Relative L2 error that the ranges cost the products, by expert."""
     pooled: float
     """The range of all experts of the layer taken together."""
     fallbacks: dict[str, str] = field(default_factory=dict)

@@ -29,6 +29,8 @@ class Entry:
     dtype: str
     shape: tuple[int, ...]
     pieces: Callable[[], "Iterator[np.ndarray]"]
+    source_bytes: int = 0
+    """Size of the float tensor that is read for it: what progress counts."""
 
 
 @dataclass
@@ -169,7 +171,8 @@ def quantised_entries(weights: Weights, name: str, dtype: str, scheme: QuantSche
             yield packed(whole) if scheme.bits == 4 else whole
 
     lead = tuple(shape[:1]) if stacked else ()
-    yield Entry(name, "I8", (*lead, inputs, outputs), values) if scheme.bits == 8 else Entry(name, "U8", (*lead, inputs, outputs // 2), values)
+    kind, width = ("I8", outputs) if scheme.bits == 8 else ("U8", outputs // 2)
+    yield Entry(name, kind, (*lead, inputs, width), values, weights.infos[name].bytes)
     rows = (inputs // block,) if block else (1,) * stacked
     yield Entry(f"{name}.scale", dtype, (*lead, *rows, outputs), lambda: iter([scale()]))
 
@@ -191,7 +194,7 @@ def float_entry(weights: Weights, name: str) -> Entry:
         else:
             yield from _raw(weights.path, info)
 
-    return Entry(name, info.dtype, tuple(info.shape), values)
+    return Entry(name, info.dtype, tuple(info.shape), values, info.bytes)
 
 
 def array_entry(name: str, dtype: str, values: "np.ndarray") -> Entry:
@@ -219,7 +222,7 @@ def bytes_of(entry: Entry) -> int:
 def write_entries(path: Path, entries: list[Entry], placed: Layout, advance: Callable[[int], Any]) -> FileStamp:
     """Write ``path`` whole and say what it is.
 
-    :param advance: called with the bytes of each piece as it is written.
+    :param advance: called with the bytes of the float tensors as their quantised ones are written.
     """
     with whole_file(path) as file, ThreadPoolExecutor(1) as worker:
         hashing = Hashing(file, worker)
@@ -228,6 +231,6 @@ def write_entries(path: Path, entries: list[Entry], placed: Layout, advance: Cal
             hashing.pad_to(place.offset)
             for piece in entry.pieces():
                 hashing.write(piece.reshape(-1).view("uint8").data)
-                advance(piece.nbytes)
+                advance(entry.source_bytes * piece.nbytes // place.bytes)
         hashing.pad_to(placed.total_bytes)
         return hashing.stamp()

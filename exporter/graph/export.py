@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.metadata
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +97,7 @@ def perform(export: Export, advance: Callable[[int], None] = lambda count: None)
     for rank in export.todo:
         _export_rank(request, export.origin, rank, advance)
     if request.rank is None:
-        _drop_other_plans(request)
+        records.drop_other_ranks(request.output, request.plan)
     records.write_set("graphs", GraphsRank, request.output, records.share_text(export.origin.model.folder, request.output))
 
 
@@ -176,10 +175,3 @@ def _manifest(request: ExportRequest, origin: Origin, rank: int, graphs: RankGra
 def tool_versions(*names: str) -> dict[str, str]:
     """Versions of moetrt and of the libraries that had a hand in an artefact."""
     return {"moetrt": __version__} | {name: importlib.metadata.version(name) for name in names}
-
-
-def _drop_other_plans(request: ExportRequest) -> None:
-    """After all ranks of a plan were written, ranks left there by a wider plan belong to no set."""
-    for path in request.output.glob(f"rank-*/{records.MANIFEST}"):
-        if path.parent.name not in {records.rank_folder(rank) for rank in range(request.plan.ranks)}:
-            shutil.rmtree(path.parent)

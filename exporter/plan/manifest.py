@@ -1,5 +1,6 @@
 """The records written beside the artefacts: docs/formats.md is their law, this module their types."""
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -269,6 +270,13 @@ def share_text(source: Path, output: Path) -> dict[str, FileStamp]:
     for name in found:
         files.write_bytes(output / name, (source / name).read_bytes())
     return {name: stamp(output / name) for name in found}
+
+
+def drop_other_ranks(folder: Path, plan: Plan) -> None:
+    """After all ranks of a plan were written, ranks left there by a wider plan belong to no set."""
+    for path in folder.glob(f"rank-*/{MANIFEST}"):
+        if path.parent.name not in {rank_folder(rank) for rank in range(plan.ranks)}:
+            shutil.rmtree(path.parent)
 
 
 def write_set(kind: str, record: type[Rank], folder: Path, shared: dict[str, FileStamp]) -> RankSet:
