@@ -129,18 +129,26 @@ def calibrate(request: CalibrationRequest, told: Told = lambda number, of, what:
         return Calibration(request.output, job.there, kept=True)
     scratch = request.output.with_name(f".{request.output.name}.partial")
     collection = Collection(request.graphs, ranks, scratch, digest)
-    used, number = 0, 0
-    while True:
-        chosen = rows[used : used + request.samples]
-        collection.run(number, batches(chosen, request.batch), lambda name, number=number: told(number, len(collection.parts), name))
-        used, number = used + len(chosen), number + 1
-        if used == len(rows) or not _lacking(request, collection):
-            break
+    try:
+        used = _collect(job, collection, told)
+    except RunError:  # what the graphs gave is of no use; an interruption keeps it
+        collection.close()
+        raise
     table = _table(request, ranks[0], collection, rows[:used], digest)
     _require_covered(request, table)
     files.write_record(request.output, table)
     collection.close()
     return Calibration(request.output, table, kept=False)
+
+
+def _collect(job: Job, collection: Collection, told: Told) -> int:
+    """Rounds of prompts until no expert lacks tokens. :returns: how many prompts were used."""
+    used, number = 0, 0
+    while used < len(job.rows) and (not number or _lacking(job.request, collection)):
+        chosen = job.rows[used : used + job.request.samples]
+        collection.run(number, batches(chosen, job.request.batch), lambda name, number=number: told(number, len(collection.parts), name))
+        used, number = used + len(chosen), number + 1
+    return used
 
 
 def require_float(graphs: Path) -> dict[int, GraphsRank]:
@@ -238,5 +246,5 @@ def _require_covered(request: CalibrationRequest, table: Table) -> None:
         name, why = next(iter(fallen.items()))
         raise RunError(
             f"{len(fallen)} experts lack tokens; {name}: {why} ({table.samples} prompts, {table.tokens} tokens).",
-            hint="Give more prompts, lower --min-tokens-per-expert, or leave --strict out: they then get their layer's pooled range.",
+            hint="Give more prompts, lower --min-tokens-per-expert, or leave --strict out: they then get their layer's pooled range, at once.",
         )

@@ -10,7 +10,7 @@ from exporter.models import read_model
 from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.config import ModelConfig
-from exporter.plan.manifest import EngineRank, GraphsRank, RankSet
+from exporter.plan.manifest import EngineRank, GraphsRank, Quantization, RankSet
 
 from .backends import BACKENDS
 
@@ -96,9 +96,21 @@ def _facts(record: Any) -> dict[str, Any]:
         "plan": f"tensor {record.plan.tensor}, pipeline {record.plan.pipeline} ({record.plan_hash[:12]})",
         "precision": f"{record.precision}, attention {record.attention}",
     }
+    if record.quantization:
+        facts["quantised"] = _quantised(record.quantization)
     if isinstance(record, EngineRank):
         facts["backend"] = f"{record.backend}, context {record.max_context}, batch {record.max_batch}"
     return facts | {"tools": ", ".join(f"{name} {version}" for name, version in record.tools.items())}
+
+
+def _quantised(made: Quantization) -> str:
+    inputs = ", ".join(f"{count} with {mode} inputs" for mode, count in Counter(made.weights.values()).items())
+    parts = [f"{made.scheme}: {inputs or 'nothing'}"]
+    parts += [f"by the table {made.table[:12]}"] if made.table else []
+    parts += [f"smoothed by {made.smooth}"] if made.smooth is not None else []
+    parts += [f"float: {', '.join(made.float_segments)}"] if made.float_segments else []
+    parts += [f"{len(made.fallbacks)} experts with their layer's pooled range"] if made.fallbacks else []
+    return "; ".join(parts)
 
 
 def _rank(record: Any) -> dict[str, Any]:

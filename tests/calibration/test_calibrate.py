@@ -118,6 +118,16 @@ def test_strict_refuses_and_names_the_expert(float_graphs, tmp_path):
     assert not (tmp_path / "table.json").exists()
 
 
+def test_what_strict_refused_is_used_without_it(float_graphs, tmp_path, monkeypatch):
+    prompt = tmp_path / "one.jsonl"
+    prompt.write_text('{"token_ids": [5, 9]}\n')
+    with pytest.raises(RunError):
+        table(float_graphs("v3"), prompt, tmp_path / "table.json", strict=True)
+    monkeypatch.setattr(collect, "walk_part", None)
+    assert table(float_graphs("v3"), prompt, tmp_path / "table.json").experts["layers.1.moe_ffn.experts.down"].fallbacks
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.jsonl", "table.json"]
+
+
 def test_a_cut_run_goes_on_after_the_last_finished_segment(float_graphs, prompts, tmp_path, monkeypatch):
     graphs, whole, done = float_graphs("v3", 2), tmp_path / "whole.json", []
     table(graphs, prompts, whole)
