@@ -113,8 +113,23 @@ def plan_calibration(request: CalibrationRequest) -> Job:
     """
     ranks = require_float(request.graphs)
     rows, digest = _rows(request, ranks[0].config), _digest(request, ranks)
-    there = read_table(request.output) if request.output.is_file() else None
-    return Job(request, ranks, rows, digest, there if there and there.request == digest else None)
+    return Job(request, ranks, rows, digest, _there(request.output, digest))
+
+
+def _there(path: Path, digest: str) -> Table | None:
+    """The table of an equal request; None where there is another, of whatever version: it is written over.
+
+    :raises LoadError: the file is no table at all.
+    """
+    if not path.is_file():
+        return None
+    if files.read_json(path).get("kind") != Table.kind:
+        raise LoadError(f"{path} is there and is no calibration table.", hint="Choose another --output.")
+    try:
+        found = read_table(path)
+    except LoadError:
+        return None
+    return found if found.request == digest else None
 
 
 def calibrate(request: CalibrationRequest, told: Told = lambda number, of, what: None) -> Calibration:

@@ -20,7 +20,7 @@ from .schemes import SCHEMES
 @click.option("--samples", type=click.IntRange(1), default=128, show_default=True, metavar="PROMPTS", help="Prompts to begin with; more are taken where experts lack tokens.")
 @click.option("--max-tokens", type=click.IntRange(1), default=512, show_default=True, metavar="TOKENS", help="Tokens of a prompt at most.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, metavar="PROMPTS", help="Prompts at a time.")
-@click.option("--method", type=click.Choice(list(METHODS)), default="mse", show_default=True, help="How a range is chosen from what was seen.")
+@click.option("--method", type=click.Choice(list(METHODS)), default="mse", show_default=True, help="How a range is chosen from what was seen; entropy cuts the long tails of gated products.")
 @click.option("--min-tokens-per-expert", type=click.IntRange(0), default=32, show_default=True, metavar="TOKENS", help="With fewer, an expert gets its layer's pooled range.")
 @click.option("--seed", type=int, metavar="NUMBER", help="Draw the prompts.  [default: take them in order]")
 @click.option("--strict", is_flag=True, help="Refuse rather than fall back, where an expert lacks tokens.")

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-FLOOR = 1e-8
-"""Least scale of a token: a row of zeros stays zeros."""
+NOMINAL = 1 / 128
+"""Scale of a pair around which a token's own range is divided out and multiplied in: products then stay small in float16."""
+FLOOR = 1e-6
+"""Least range of a token: a row of zeros stays zeros."""
 ZERO_POINT = "zero_point.int8"
 
 
@@ -73,10 +75,10 @@ class Insertion:
         path, mode = node.name.rpartition("/")[0], self.modes[weight]
         factor = None
         if mode == TOKEN:
-            factor = self._token_scale(writer, path, x)
+            factor = self._token_range(writer, path, x)
             x = writer.add(path, "Div", [x, factor])
         if mode != FLOAT:
-            scale = writer.constant(f"{path[1:]}/input_scale", self.scales[weight] if mode == STATIC else self.dtype.type(1))
+            scale = writer.constant(f"{path[1:]}/input_scale", self.scales[weight] if mode == STATIC else self.dtype.type(NOMINAL))
             x = self._pair(writer, path, x, scale)
         blocks = {"axis": 0, "block_size": self.scheme.block} if self.scheme.block else {"axis": 1}
         matrix = writer.add(path, "DequantizeLinear", [weight, f"{weight}.scale"], **blocks)
@@ -86,13 +88,13 @@ class Insertion:
             product = writer.add(path, "MatMul", [x, matrix], f"{path[1:]}/product")
             writer.add(path, "Mul", [product, factor], node.output[0])
 
-    def _token_scale(self, writer: "Writer", path: str, x: str) -> str:
-        """max|x| / 127 of each row, and never zero."""
+    def _token_range(self, writer: "Writer", path: str, x: str) -> str:
+        """max|x| of each row, such that it becomes 127 steps of 1/128; never zero."""
         import numpy as np
 
         most = writer.add(path, "ReduceMax", [writer.add(path, "Abs", [x]), writer.constant("axis.last", np.array([-1]))], keepdims=1)
-        scale = writer.add(path, "Mul", [most, writer.constant("levels.inverse", self.dtype.type(1 / LEVELS))])
-        return writer.add(path, "Max", [scale, writer.constant("scale.floor", self.dtype.type(max(FLOOR, np.finfo(self.dtype).smallest_normal)))])
+        wide = writer.add(path, "Mul", [most, writer.constant("range.steps", self.dtype.type(1 / NOMINAL / LEVELS))])
+        return writer.add(path, "Max", [wide, writer.constant("range.floor", self.dtype.type(max(FLOOR, np.finfo(self.dtype).smallest_normal)))])
 
     def _pair(self, writer: "Writer", path: str, x: str, scale: str) -> str:
         import numpy as np

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from html import escape
 from math import log10
 
-WIDTH, LABEL, ROW = 960, 330, 18
+WIDTH, LABEL, ROW, END = 960, 330, 18, 110
+"""Of a plot, its row labels, a row, and what stands behind a row; in pixels."""
 CELL_WIDTH = 24
 
 
@@ -21,7 +22,7 @@ def bars(rows: Sequence[tuple[str, float]], unit: str = "", marked: frozenset[st
     most = max((value for _, value in rows), default=0) or 1
     body = ""
     for number, (name, value) in enumerate(rows):
-        y, length = number * ROW, max(0.0, value) / most * (WIDTH - LABEL - 110)
+        y, length = number * ROW, max(0.0, value) / most * (WIDTH - LABEL - END)
         kind = "soft" if name in marked else "bar"
         body += f'{_label(name, y)}<rect class="{kind}" x="{LABEL}" y="{y + 3}" width="{length:.1f}" height="{ROW - 6}"/><text x="{LABEL + length + 6:.1f}" y="{y + 12}">{value:.3g} {escape(unit)}</text>'
     return _svg(max(len(rows), 1) * ROW, body)
@@ -48,9 +49,9 @@ def spans(rows: Sequence[tuple[str, float, float]]) -> str:
 
 
 def heat(rows: Sequence[tuple[str, Sequence[int], frozenset[int], dict[str, str]]]) -> str:
-    """One row of cells each: name, values, outlined cells and their titles; fuller is stronger, by the row's largest."""
+    """One row of cells each: name, values, outlined cells and their titles; fuller is stronger, by the row's largest; least and most at the end."""
     cells = max((len(values) for _, values, *_ in rows), default=1)
-    width = min(CELL_WIDTH, (WIDTH - LABEL) / cells)
+    width = min(CELL_WIDTH, (WIDTH - LABEL - END) / cells)
     body = ""
     for number, (name, values, outlined, reasons) in enumerate(rows):
         y, most = number * ROW, max(values, default=0) or 1
@@ -59,4 +60,5 @@ def heat(rows: Sequence[tuple[str, Sequence[int], frozenset[int], dict[str, str]
             why = f"; {reasons.get(str(cell), '')}" if cell in outlined else ""
             mark = f'<rect class="warn" x="{LABEL + cell * width + 1:.1f}" y="{y + 2}" width="{max(width - 2, 1):.1f}" height="{ROW - 4}"/>' if cell in outlined else ""
             body += f'<rect class="bar" opacity="{0.08 + 0.92 * value / most:.2f}" x="{LABEL + cell * width:.1f}" y="{y + 1}" width="{max(width - 0.5, 0.5):.1f}" height="{ROW - 2}"><title>{escape(name)}, expert {cell}: {value} tokens{escape(why)}</title></rect>{mark}'
+        body += f'<text x="{LABEL + cells * width + 6:.1f}" y="{y + 12}">{min(values, default=0):,} to {max(values, default=0):,}</text>'
     return _svg(len(rows) * ROW, body)

@@ -152,7 +152,7 @@ def _errors(report: Report) -> str:
     worst = sorted(report.weights, key=lambda one: -one.relative_l2)
     inputs = sorted(report.activation_errors.items(), key=lambda one: -one[1])
     rows = [(one.name, f"{one.relative_l2:.3%}", f"{one.float_bytes:,}", f"{one.quantized_bytes:,}") for one in worst]
-    sentence = "Relative L2 error of each matrix, and of each statically quantised input as its histogram predicts it, in percent, the worst first. Eight bits cost about 1 %; far more points to outliers: try --smooth or another --method."
+    sentence = "Relative L2 error of each matrix, and of each statically quantised input as its histogram predicts it, in percent, the worst first. Eight bits cost about 1 %; far more means outliers: --smooth helps inputs behind a norm, another --method or int8-dynamic those of down."
     plots = ("<h3>Weights</h3>", bars([(one.name, 100 * one.relative_l2) for one in worst[:SHOWN]], unit="%"), "<h3>Inputs</h3>" if inputs else "", bars([(name, 100 * error) for name, error in inputs[:SHOWN]], unit="%") if inputs else "")
     return _section("Weight and activation error", sentence, *plots, _table(("weight", "error", "bytes before", "after"), rows, "All weights"))
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+TRIALS_BYTES = 4 << 30
+"""Streams of all trials of one walk, at most: more segments take more walks."""
+
+
 @dataclass
 class Score:
     """Sums over the tokens of held-out prompts."""
@@ -63,7 +67,21 @@ class Ladder:
         return self._compare(left, right, self._folder(self._parts[-1], quantised))
 
     def sensitivities(self, segments: Sequence[str], told: Callable[[str], None] = lambda name: None) -> dict[str, float]:
-        """Segment → mean KL with it alone quantised, the worst first. Each segment's weights are opened twice in all."""
+        """Segment → mean KL with it alone quantised, the worst first.
+
+        :param told: called with each of ``segments`` when it is known.
+        """
+        # Each trial keeps streams of its own: two values of the hidden width by token.
+        each = 2 * 4 * self.ranks[0].config.hidden * sum(map(len, self.prompts))
+        many, found = max(1, TRIALS_BYTES // each), {}
+        for begin in range(0, len(segments), many):
+            for name, kl in self._together(segments[begin : begin + many]).items():
+                found[name] = kl
+                told(name)
+        return dict(sorted(found.items(), key=lambda one: -one[1]))
+
+    def _together(self, segments: Sequence[str]) -> dict[str, float]:
+        """One walk for several segments: each segment's weights are opened once, or twice where it is on trial."""
         truth = self._fresh()
         trials: dict[str, list[Batch]] = {}
         for part in self._parts[:-1]:
@@ -71,11 +89,10 @@ class Ladder:
                 trials[part.name] = [Batch(one.token_ids, one.lengths, dict(one.values)) for one in truth]
                 _run(part, trials[part.name], self.quantised)
             _run(part, [*truth, *(one for name, trial in trials.items() if name != part.name for one in trial)], self.floats)
-            told(part.name)
         found = {name: self._compare(truth, trial, self.floats).mean_kl for name, trial in trials.items()}
         if self._parts[-1].name in segments:
             found[self._parts[-1].name] = self._compare(truth, truth, self.quantised).mean_kl
-        return dict(sorted(found.items(), key=lambda one: -one[1]))
+        return found
 
     @property
     def _parts(self) -> tuple[Part, ...]:

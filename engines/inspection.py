@@ -71,7 +71,6 @@ def _inspect_set(path: Path, kind: type, verify: bool) -> Inspection:
     first = ranks[0]
     lowerings = [one for record in ranks.values() for one in getattr(record, "lowerings", ())]
     refused = {f"{one.op} → {name}": reason for one in lowerings for name, reason in one.refused.items()}
-    backend = getattr(first, "backend", None)
     return Inspection(
         path=str(path),
         kind="graphs" if kind is GraphsRank else "engines",
@@ -79,9 +78,15 @@ def _inspect_set(path: Path, kind: type, verify: bool) -> Inspection:
         ranks=tuple(_rank(record) for record in ranks.values()),
         lowerings=dict(Counter(f"{one.op} → {one.chosen}" for one in lowerings)),
         refusals=refused | dict(getattr(first, "refusals", {})),
-        notes=BACKENDS[backend].capabilities.notes if backend in BACKENDS else (),
+        notes=_notes(first) if isinstance(first, EngineRank) else (),
         verified=verify,
     )
+
+
+def _notes(record: EngineRank) -> tuple[str, ...]:
+    told = record.options.get("experimental")
+    known = BACKENDS[record.backend].capabilities.notes if record.backend in BACKENDS else ()
+    return (*known, *([f"experimental: {told}"] if told else []))
 
 
 def _model(config: ModelConfig) -> str:

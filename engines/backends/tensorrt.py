@@ -17,7 +17,7 @@ from exporter.errors import BuildError, UsageError
 from exporter.lowering import lower
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
-from exporter.plan.manifest import Assembly, Lowering
+from exporter.plan.manifest import Assembly, GraphsRank, Lowering
 from exporter.plan.signature import BATCH, CONTEXT, SELECTED, TOKENS, Signature, Tensor
 
 from .contract import Backend, Progress, RankBuild, RankEngines
@@ -44,6 +44,8 @@ RTX_CAPABILITIES = replace(
 )
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 """Backend → import names, the first that works."""
+EXPERIMENTAL = "int8 products of int8 activations: TensorRT-RTX compiles them, its documentation supports int8 in weights only"
+"""What a manifest says of engines beyond the library's word."""
 USUAL_PREFILL = 128
 """Tokens that the prefill profile is tuned for, where the context allows."""
 
@@ -132,8 +134,13 @@ def build(backend: str, request: RankBuild) -> RankEngines:
         "profiles": chosen,
         "compute_capabilities": list(request.compute_capabilities) or "default",
         "communicator": "one per pipeline stage" if request.record.plan.tensor > 1 else None,
+        "experimental": EXPERIMENTAL if backend == RTX_CAPABILITIES.backend and _rounds_activations(request.record) else None,
     }
     return RankEngines(Assembly(assembly.steps, graphs, signatures), files.to_json(options), tuple(lowerings))
+
+
+def _rounds_activations(record: GraphsRank) -> bool:
+    return record.quantization is not None and any(mode != "float" for mode in record.quantization.weights.values())
 
 
 def _build_graph(

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,9 +95,8 @@ def note_on_sources(left: Any, right: Any) -> str | None:
 
 
 def with_limits(left: Any, right: Any, relative_l2: float | None) -> Tolerance:
-    """The table's limits, one of them replaced where the user says so."""
-    limits = tolerance(left.arithmetic, right.arithmetic)
-    return limits if relative_l2 is None else replace(limits, relative_l2=relative_l2, kl=float("inf"), because="--tolerance")
+    """The table's limits, or the user's."""
+    return tolerance(left.arithmetic, right.arithmetic) if relative_l2 is None else Tolerance(relative_l2, float("inf"), "--tolerance")
 
 
 def compare_folders(left: Path, right: Path, prompts: Path, samples: int | None, relative_l2: float | None, note: Callable[[str], None]) -> Comparison:

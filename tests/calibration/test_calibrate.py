@@ -191,6 +191,14 @@ def test_engines_and_an_unknown_method_are_refused(engines, float_graphs, prompt
         table(float_graphs("v3"), prompts, tmp_path / "table.json", method="median")
 
 
+def test_a_table_of_another_version_is_written_over_and_another_file_is_not(float_graphs, prompts, tmp_path):
+    (tmp_path / "old.json").write_text('{"kind": "calibration", "version": 0}')
+    assert table(float_graphs("v3"), prompts, tmp_path / "old.json") == read_table(tmp_path / "old.json")
+    (tmp_path / "notes.json").write_text('{"kind": "notes"}')
+    with pytest.raises(LoadError, match="is no calibration table"):
+        table(float_graphs("v3"), prompts, tmp_path / "notes.json")
+
+
 def test_the_table_is_read_strictly(float_graphs, prompts, tmp_path):
     table(float_graphs("v3"), prompts, tmp_path / "table.json")
     data = files.read_json(tmp_path / "table.json") | {"extra": 1}

@@ -9,17 +9,22 @@ import pytest
 from segments import segment_gaps
 from tolerances import DEQUANTISED, QUANTISED_SEGMENTS
 
+from calibration import sensitivity
 from calibration.adapt import AdaptiveRequest, quantize_with_evidence
 from calibration.calibrate import CalibrationRequest, calibrate
 from calibration.collect import stored_array
 from calibration.quantize import QuantizeRequest, quantize
 from calibration.report import Report
 from calibration.schemes import SCHEMES, input_mode
+from calibration.sensitivity import Ladder
 from calibration.table import read_table
 from engines import load
 from engines.build import EngineRequest, build_engines
+from engines.compare.tolerances import TOLERANCES
+from engines.inspection import inspect
 from exporter.errors import ExportError, LoadError, UsageError
 from exporter.plan import files
+from exporter.plan import manifest as records
 from exporter.plan.manifest import GraphsRank
 
 
@@ -236,6 +241,19 @@ def test_a_budget_keeps_the_most_sensitive_segments_float(calibrated, prompts, t
     assert relative(logits(built(tmp_path / "made", tmp_path / "ort")), logits(graphs)) > 0
 
 
+def test_sensitivities_do_not_depend_on_how_many_trials_fit_in_memory(calibrated, quantized, prompts, monkeypatch):
+    graphs, _ = calibrated("v3", 2)
+    rows = [json.loads(line)["token_ids"] for line in prompts.read_text().splitlines()[:4]]
+    ladder = Ladder(records.read_ranks(GraphsRank, graphs), graphs, quantized("int8-weights", "v3", 2), rows)
+    segments = ("layers.0.attention", "layers.1.moe_ffn", "head")
+    whole = ladder.sensitivities(segments)
+    monkeypatch.setattr(sensitivity, "TRIALS_BYTES", 1)
+    told = []
+    assert ladder.sensitivities(segments, told.append) == whole
+    assert told == list(segments)
+    assert all(kl > 0 for kl in whole.values())
+
+
 def test_a_budget_of_zero_leaves_nothing_quantised(calibrated, prompts, tmp_path):
     graphs, table = calibrated()
     made = quantize_with_evidence(AdaptiveRequest(graphs, tmp_path / "made", table, held_out=prompts, max_kl=0))
@@ -279,6 +297,10 @@ def test_a_finished_rank_is_left_alone(calibrated, tmp_path):
     assert quantize(request).job.kept == (0, 1)
 
 
+def test_compare_knows_how_far_every_scheme_may_be_off():
+    assert set(SCHEMES) - {"none"} <= set(TOLERANCES)
+
+
 def test_every_scheme_says_what_it_does_with_every_linear():
     for scheme in SCHEMES.values():
         assert input_mode(scheme, "layers.3.moe_ffn.router", head=True) is None
@@ -298,6 +320,7 @@ def test_tensorrt_rtx_compiles_every_quantised_product_in_int8(quantized, tmp_pa
         pytest.skip(str(error))
     graphs = quantized(scheme, "v3", 2)
     build_engines(EngineRequest(graphs, "tensorrt-rtx", tmp_path / "rtx", max_context=32, max_batch=2))
+    assert any("experimental: int8 products" in note for note in inspect(tmp_path / "rtx").notes)
     for rank in (0, 1):
         layers = json.loads((tmp_path / f"rtx/rank-{rank:02d}/rank.layers.json").read_text())
         int8 = [layer["name"] for layer in layers if layer.get("factors") == "int8"]

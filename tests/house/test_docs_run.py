@@ -8,11 +8,13 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_code_blocks_of_adding_run(tmp_path, monkeypatch):
+    from calibration.observers import METHODS
     from exporter.models import FAMILIES
 
     shutil.copytree(ROOT / "tests/data", tmp_path / "tests/data")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("exporter.models.FAMILIES", dict(FAMILIES))
+    monkeypatch.setattr("calibration.observers.METHODS", dict(METHODS))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding.md").read_text(), re.DOTALL)
     assert len(blocks) >= 4
     namespace: dict = {}

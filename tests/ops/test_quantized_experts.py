@@ -7,9 +7,9 @@ import backends
 import numpy as np
 import onnx
 import pytest
-from suites.ops import QUANTIZED_CASES, Mixture, OpCase, quantized, sliced
+from suites.ops import QUANTIZED_CASES, Mixture, OpCase, blocked, quantized, sliced
 
-from engines.backends.int8_layers import epilogues, int8_gemms
+from engines.backends.int8_layers import epilogues, int8_gemms, parse_layers
 from exporter.errors import ExportError
 from exporter.lowering import lower
 from exporter.ops import DOMAIN, OPS, body_of
@@ -106,6 +106,23 @@ def test_tensorrt_rtx_multiplies_in_int8_with_scales_by_expert_and_channel(activ
     dump = backends.layers_of(lower(backends.case_model(case), NOTHING)[0], (1, 16, 32))
     assert int8_gemms(dump) == PRODUCTS_IN_INT8[activations]
     assert all(scale in dims for scale, dims in zip([(4, 1, 192), (4, 1, 256)], epilogues(dump), strict=False))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_tensorrt_rtx_reads_all_blocks_scales_beside_int4_weights(dtype: str) -> None:
+    """With int8 activations it would use the first block's for all; here each layer has the whole grid."""
+    case = blocked(Mixture(16, hidden=256, width=96, dtype=dtype), 2, 4, 32)
+    layers = list(parse_layers(backends.layers_of(lower(backends.case_model(case), NOTHING)[0], (1, 16, 32))))
+    for weight, grid in (((4, 256, 192), (4, 8, 192)), ((4, 96, 256), (4, 3, 256))):
+        readers = [layer for layer in layers if (weight, "Int4") in [(constant.dims, constant.dtype) for constant in layer.constants]]
+        assert readers
+        assert all(grid in [constant.dims for constant in layer.constants] for layer in readers)
+
+
+def test_blocks_do_not_go_with_int8_activations() -> None:
+    node = onnx.helper.make_node("QuantizedExperts", list("abcdefg"), ["y"], domain=DOMAIN, first_expert=0, activations="token", block_size=32)
+    with pytest.raises(ExportError, match="a scale for 32 inputs go with float activations, not 'token'"):
+        body_of(node)
 
 
 DUMP = """Layers:
