@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +28,19 @@ REPORT = "report.json"
 class AdaptiveRequest:
     """What ``moetrt quantize`` was asked for."""
 
-    graphs: Path
-    output: Path
-    table: Path | None = None
-    scheme: str = "int8"
-    smooth: float | None = None
-    head: str = "auto"
+    what: QuantizeRequest
     held_out: Path | None = None
+    """Prompts that were not calibrated on."""
     max_kl: float | None = None
+    """Mean KL of the logits, in nats, that segments are kept float for."""
     max_tokens: int = 512
-    rank: int | None = None
+    """A held-out prompt's tokens beyond these are left out."""
 
     def __post_init__(self) -> None:
         if self.max_kl is not None and self.held_out is None:
             raise UsageError("--max-kl needs --held-out.", hint="Give prompts that were not calibrated on.")
-        if self.held_out is not None and self.rank is not None:
+        if self.held_out is not None and self.what.rank is not None:
             raise UsageError("--held-out runs all ranks; --rank makes one.", hint="Quantise with --rank where no measuring is wanted.")
-
-    def plain(self, output: Path, float_segments: tuple[str, ...] = ()) -> QuantizeRequest:
-        return QuantizeRequest(self.graphs, output, self.table, self.scheme, self.smooth, self.head, self.rank, float_segments)
 
 
 @dataclass(frozen=True)
@@ -88,22 +82,23 @@ def quantize_with_evidence(request: AdaptiveRequest, bars: Bars = no_bars) -> Ev
     With a budget, everything is quantised into a temporary folder first; only what is chosen is written to ``output``.
     :raises MoetrtError: graphs, table or prompts do not allow it.
     """
-    job = plan_quantization(request.plain(request.output))
+    what = request.what
+    job = plan_quantization(what)
     rows = _held_out(request, job)
     if request.max_kl is None:
         made = _perform(job, bars)
-        ladder = rows and Ladder(job.ranks, request.graphs, request.output, rows)
-        return _finish(request, made, ladder and ladder.score(frozenset(_segments(request.output))))
-    request.output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{request.output.name}.", dir=request.output.parent) as scratch:
+        ladder = rows and Ladder(job.ranks, what.graphs, what.output, rows)
+        return _finish(made, ladder and ladder.score(frozenset(_segments(what.output))))
+    what.output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{what.output.name}.", dir=what.output.parent) as scratch:
         every = Path(scratch) / "graphs"
-        _perform(plan_quantization(request.plain(every)), bars)
-        ladder, segments = Ladder(job.ranks, request.graphs, every, rows), _segments(every)
+        _perform(plan_quantization(replace(what, output=every)), bars)
+        ladder, segments = Ladder(job.ranks, what.graphs, every, rows), _segments(every)
         with bars("sensitivity", len(segments), bytes=False) as advance:
             ranking = ladder.sensitivities(segments, lambda name: advance(1))
         kept, score = choose_float(ladder, ranking, request.max_kl)
-    made = _perform(plan_quantization(request.plain(request.output, tuple(sorted(kept))), ranking), bars)
-    return _finish(request, made, score, kept)
+    made = _perform(plan_quantization(replace(what, float_segments=tuple(sorted(kept))), ranking), bars)
+    return _finish(made, score, kept)
 
 
 def _perform(job: Job, bars: Bars) -> Quantized:
@@ -120,19 +115,20 @@ def _held_out(request: AdaptiveRequest, job: Job) -> list[list[int]] | None:
     if request.held_out is None:
         return None
     config = job.ranks[0].config
-    rows = read_prompts(request.held_out, lambda: Text(request.graphs, config.bos))
+    rows = read_prompts(request.held_out, lambda: Text(request.what.graphs, config.bos))
     require_vocabulary(rows, request.held_out, config)
     return [row[: min(request.max_tokens, config.positions)] for row in rows]
 
 
-def _finish(request: AdaptiveRequest, made: Quantized, score: Score | None, kept: tuple[str, ...] = ()) -> Evidence:
+def _finish(made: Quantized, score: Score | None, kept: tuple[str, ...] = ()) -> Evidence:
     quality = score and Quality(score.tokens, *score.perplexities, score.mean_kl)
     if made.job.todo or quality:
-        write_report(_report(request, made, quality, kept), request.output)
+        write_report(_report(made, quality, kept), made.job.request.output)
     return Evidence(made, quality, kept)
 
 
-def _report(request: AdaptiveRequest, made: Quantized, quality: Quality | None, kept: tuple[str, ...]) -> Report:
+def _report(made: Quantized, quality: Quality | None, kept: tuple[str, ...]) -> Report:
+    request = made.job.request
     modes = {name: mode for record in records.read_ranks(GraphsRank, request.output).values() if record.quantization for name, mode in record.quantization.weights.items()}
     errors = {name: error for name, error in (_known_errors(request.output) | made.errors).items() if name in modes}
     return Report(

@@ -11,7 +11,7 @@ from engines.prompts import read_prompts
 from engines.runtime.loading import read_set
 from engines.runtime.text import Text
 from exporter import __version__
-from exporter.errors import LoadError, RunError, UsageError
+from exporter.errors import LoadError, MoetrtError, RunError, UsageError
 from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.config import ModelConfig
@@ -146,7 +146,7 @@ def calibrate(request: CalibrationRequest, told: Told = lambda number, of, what:
     collection = Collection(request.graphs, ranks, scratch, digest)
     try:
         used = _collect(job, collection, told)
-    except RunError:  # what the graphs gave is of no use; an interruption keeps it
+    except MoetrtError:  # what the graphs gave is of no use; an interruption keeps it
         collection.close()
         raise
     table = _table(request, ranks[0], collection, rows[:used], digest)

@@ -58,7 +58,7 @@ def calibrate(graphs: Path, prompts: Path, output: Path, dry_run: bool, as_json:
 @options.dry_run
 @options.json_output
 @options.quiet
-def quantize(graphs: Path, output: Path, dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
+def quantize(held_out: Path | None, max_kl: float | None, max_tokens: int, dry_run: bool, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Write GRAPHS with INT8 or INT4 weights and Q/DQ pairs, and a report of what that cost.
 
     int8: W8A8 by calibrated scales; int8-dynamic: feed-forwards by each token's own; int8-weights: weights alone;
@@ -66,11 +66,11 @@ def quantize(graphs: Path, output: Path, dry_run: bool, as_json: bool, quiet: bo
     stay float.
     """
     from .adapt import AdaptiveRequest, quantize_with_evidence
-    from .quantize import plan_quantization
+    from .quantize import QuantizeRequest, plan_quantization
 
-    request = AdaptiveRequest(graphs, output, **asked)
+    request = AdaptiveRequest(QuantizeRequest(**asked), held_out, max_kl, max_tokens)
     if dry_run:
-        click.echo(plan_quantization(request.plain(output)).summary())
+        click.echo(plan_quantization(request.what).summary())
         return
     made = quantize_with_evidence(request, partial(progress.bar, quiet=quiet))
     click.echo(json.dumps(made.report()) if as_json else made.summary())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.checkpoint.layout import Layout
 from exporter.graph.assemble import finish
 from exporter.ops import DOMAIN, attributes_of
+from exporter.ops.quantized_experts import FLOOR
 
 from .schemes import FLOAT, STATIC, TOKEN, QuantScheme
 from .table import LEVELS
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 NOMINAL = 1 / 128
 """Scale of a pair around which a token's own range is divided out and multiplied in: products then stay small in float16."""
-FLOOR = 1e-6
-"""Least range of a token: a row of zeros stays zeros."""
 ZERO_POINT = "zero_point.int8"
 
 
@@ -94,7 +93,7 @@ class Insertion:
 
         most = writer.add(path, "ReduceMax", [writer.add(path, "Abs", [x]), writer.constant("axis.last", np.array([-1]))], keepdims=1)
         wide = writer.add(path, "Mul", [most, writer.constant("range.steps", self.dtype.type(1 / NOMINAL / LEVELS))])
-        return writer.add(path, "Max", [wide, writer.constant("range.floor", self.dtype.type(max(FLOOR, np.finfo(self.dtype).smallest_normal)))])
+        return writer.add(path, "Max", [wide, writer.constant("range.floor", self.dtype.type(FLOOR))])
 
     def _pair(self, writer: "Writer", path: str, x: str, scale: str) -> str:
         import numpy as np

@@ -37,13 +37,15 @@ def reference(
     return y.astype(x.dtype)
 
 
-def text(attributes: Mapping[str, Any], inputs: int) -> str:
-    """Every expert for every token, then the weighted sum.
+def combining(counted: str, axis: str) -> str:
+    """Constants, and ``combine``: each token's weight for each local expert.
 
-    The weights stand on the left of the products, as they lie in the file: transposing them would copy them.
     OneHot wraps negative ids; by equality, other ranks' experts give zero.
+
+    :param counted: an input whose first dimension is the local experts.
+    :param axis: where ``combine``, by expert and token, gets its third dimension.
     """
-    return """
+    return f"""
         first = Constant <value_int: int = @first_expert> ()
         one = Constant <value_int: int = 1> ()
         zero = Constant <value_float: float = 0.0> ()
@@ -54,7 +56,7 @@ def text(attributes: Mapping[str, Any], inputs: int) -> str:
         two = Constant <value_ints: ints = [2]> ()
         end = Constant <value_ints: ints = [9223372036854775807]> ()
 
-        count_1d = Shape <start = 0, end = 1> (gate_up)
+        count_1d = Shape <start = 0, end = 1> ({counted})
         count = Squeeze (count_1d)
         stop = Add (first, count)
         ids_1d = Range (first, stop, one)
@@ -63,8 +65,16 @@ def text(attributes: Mapping[str, Any], inputs: int) -> str:
         hit_weights = Where (hit, weights, zero)
         combine_f32 = ReduceSum <keepdims = 0> (hit_weights, axis_2)
         combine_2d = CastLike (combine_f32, x)
-        combine = Unsqueeze (combine_2d, axis_1)
+        combine = Unsqueeze (combine_2d, {axis})
+"""
 
+
+def text(attributes: Mapping[str, Any], inputs: int) -> str:
+    """Every expert for every token, then the weighted sum.
+
+    The weights stand on the left of the products, as they lie in the file: transposing them would copy them.
+    """
+    return f"""{combining("gate_up", "axis_1")}
         x_columns = Transpose <perm = [1, 0]> (x)
         both = MatMul (gate_up, x_columns)
         gate = Slice (both, axis_0, end, axis_1, two)

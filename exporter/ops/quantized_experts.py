@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ExportError
+from .experts import combining
 from .op import Op, Shape
 
 FLOOR = 2.0**-14
@@ -75,28 +76,7 @@ def _rounded(x: np.ndarray, activations: str, scale: np.ndarray | None) -> np.nd
     return np.clip(np.rint(x / np.float32(scale)), -128, 127) * np.float32(scale)
 
 
-COMBINE = """
-        first = Constant <value_int: int = @first_expert> ()
-        one = Constant <value_int: int = 1> ()
-        zero = Constant <value_float: float = 0.0> ()
-        axis_0 = Constant <value_ints: ints = [0]> ()
-        axis_1 = Constant <value_ints: ints = [1]> ()
-        axis_2 = Constant <value_ints: ints = [2]> ()
-        axes_12 = Constant <value_ints: ints = [1, 2]> ()
-        two = Constant <value_ints: ints = [2]> ()
-        end = Constant <value_ints: ints = [9223372036854775807]> ()
-
-        count_1d = Shape <start = 0, end = 1> (gate_up_scale)
-        count = Squeeze (count_1d)
-        stop = Add (first, count)
-        ids_1d = Range (first, stop, one)
-        ids = Unsqueeze (ids_1d, axes_12)
-        hit = Equal (ids, experts)
-        hit_weights = Where (hit, weights, zero)
-        combine_f32 = ReduceSum <keepdims = 0> (hit_weights, axis_2)
-        combine_2d = CastLike (combine_f32, x)
-        combine = Unsqueeze (combine_2d, axis_2)
-
+HEAD = f"""{combining("gate_up_scale", "axis_2")}
         x_3d = Unsqueeze (x, axis_0)"""
 NOMINAL = """
         zero_point = Constant <value: tensor = int8 zero_point {0}> ()
@@ -127,15 +107,30 @@ FLOAT = f"""
         both = Mul (both_nominal, gate_up_range){SWIGLU}
         out_nominal = MatMul (h, down_nominal)
         out = Mul (out_nominal, down_range)"""
-STATIC = f"""
-        x_int8 = QuantizeLinear (x_3d, x_scale, zero_point)
-        x_rounded = DequantizeLinear (x_int8, x_scale, zero_point)
+
+
+def _through_int8(name: str, source: str, scale: str) -> str:
+    return f"""
+        {name}_int8 = QuantizeLinear ({source}, {scale}, zero_point)
+        {name}_rounded = DequantizeLinear ({name}_int8, {scale}, zero_point)"""
+
+
+def _by_token(name: str, source: str) -> str:
+    """The token's range in 128 steps, divided out before rounding."""
+    return f"""
+        {name}_size = Abs ({source})
+        {name}_largest = ReduceMax <keepdims = 1> ({name}_size, last)
+        {name}_floored = Max ({name}_largest, floor)
+        {name}_step = Div ({name}_floored, most)
+        {name}_range = Mul ({name}_step, steps)
+        {name}_nominal = Div ({source}, {name}_range){_through_int8(name, f"{name}_nominal", "nominal")}"""
+
+
+STATIC = f"""{_through_int8("x", "x_3d", "x_scale")}
         both_nominal = MatMul (x_rounded, gate_up_nominal)
         both = Mul (both_nominal, gate_up_range){SWIGLU}
         h_range = Mul (h_scale, steps)
-        h_nominal = Div (h, h_range)
-        h_int8 = QuantizeLinear (h_nominal, nominal, zero_point)
-        h_rounded = DequantizeLinear (h_int8, nominal, zero_point)
+        h_nominal = Div (h, h_range){_through_int8("h", "h_nominal", "nominal")}
         out_nominal = MatMul (h_rounded, down_nominal)
         out_range = Mul (down_range, h_range)
         out = Mul (out_nominal, out_range)"""
@@ -145,26 +140,11 @@ TOKEN = f"""
         floor_f32 = Constant <value_float: float = {FLOOR:.17f}> ()
         floor = CastLike (floor_f32, down_scale)
         last = Constant <value_ints: ints = [-1]> ()
-
-        x_size = Abs (x_3d)
-        x_largest = ReduceMax <keepdims = 1> (x_size, last)
-        x_floored = Max (x_largest, floor)
-        x_step = Div (x_floored, most)
-        x_range = Mul (x_step, steps)
-        x_nominal = Div (x_3d, x_range)
-        x_int8 = QuantizeLinear (x_nominal, nominal, zero_point)
-        x_rounded = DequantizeLinear (x_int8, nominal, zero_point)
+{_by_token("x", "x_3d")}
         both_nominal = MatMul (x_rounded, gate_up_nominal)
         both_by_token = Mul (both_nominal, gate_up_range)
         both = Mul (both_by_token, x_range){SWIGLU}
-        h_size = Abs (h)
-        h_largest = ReduceMax <keepdims = 1> (h_size, last)
-        h_floored = Max (h_largest, floor)
-        h_step = Div (h_floored, most)
-        h_range = Mul (h_step, steps)
-        h_nominal = Div (h, h_range)
-        h_int8 = QuantizeLinear (h_nominal, nominal, zero_point)
-        h_rounded = DequantizeLinear (h_int8, nominal, zero_point)
+{_by_token("h", "h")}
         out_nominal = MatMul (h_rounded, down_nominal)
         out_by_token = Mul (out_nominal, down_range)
         out = Mul (out_by_token, h_range)"""
@@ -175,19 +155,18 @@ PRODUCTS = {"static": STATIC, "token": TOKEN, "float": FLOAT}
 def text(attributes: Mapping[str, Any], inputs: int) -> str:
     """Every expert for every token, then the weighted sum.
 
-    OneHot wraps negative ids; by equality, other ranks' experts give zero. They are counted by a scale's shape: ONNX Runtime
-    has no Shape of int4. Constants take the type of a weight's scale,
+    Experts are counted by a scale's shape: ONNX Runtime has no Shape of int4. Constants take the type of a weight's scale,
     which is known before shapes are inferred.
     """
     activations = attributes["activations"]
     if activations not in PRODUCTS:
         raise ExportError(f"activations are {activations!r}, which is no way to quantise them; known: {', '.join(PRODUCTS)}.")
     if not attributes.get("block_size"):
-        return f"{COMBINE}{NOMINAL}{PRODUCTS[activations]}{TAIL}"
+        return f"{HEAD}{NOMINAL}{PRODUCTS[activations]}{TAIL}"
     if activations != "float":
         # TensorRT-RTX takes such a product and multiplies all of it by the first block's scales.
         raise ExportError(f"weights with a scale for {attributes['block_size']} inputs go with float activations, not {activations!r}.")
-    return f"{COMBINE}{BLOCKS}{TAIL}"
+    return f"{HEAD}{BLOCKS}{TAIL}"
 
 
 def shapes(x: Shape, *_: Shape, **__: Any) -> tuple[Shape, ...]:

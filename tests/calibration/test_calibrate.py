@@ -4,13 +4,16 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 
 from calibration import collect
 from calibration.calibrate import CalibrationRequest, calibrate
 from calibration.table import read_table
+from calibration.walk import batches, parts, walk_part
 from exporter.errors import LoadError, RunError, UsageError
 from exporter.plan import files
+from exporter.plan.manifest import GraphsRank, read_ranks
 
 A_BIN = 2e-3
 """Of a range: one bin of the histogram that it is chosen from, into which a value may fall by another rounding."""
@@ -81,6 +84,28 @@ def test_inputs_of_experts_are_those_of_transformers(checkpoint, float_graphs, p
             model(torch.tensor([json.loads(line)["token_ids"]]))
     for layer, most in seen.items():
         np.testing.assert_allclose(made.linears[f"layers.{layer}.moe_ffn.shared.down"].maximum, most, rtol=1e-4)
+
+
+def test_ranges_and_counts_are_numpys_on_the_tapped_values(float_graphs, prompts, tmp_path):
+    """Bit for bit: what flows into each linear of two segments, gathered whole, against what the table kept of it."""
+    graphs = float_graphs("v3")
+    made = table(graphs, prompts, tmp_path / "table.json", method="max", batch=4)
+    ranks = read_ranks(GraphsRank, graphs)
+    given = batches([json.loads(line)["token_ids"] for line in prompts.read_text().splitlines()], 4)
+    for part in parts(ranks)[:5]:
+        graph = onnx.load(graphs / "rank-00" / f"{part.name}.onnx", load_external_data=False).graph
+        taps, seen = collect.find_taps(graph).linears, {}
+
+        def gather(record, batch, values, counts, seen=seen):
+            for name, value in values.items():
+                seen.setdefault(name, []).append(np.abs(value[counts] if value.ndim == 3 else value.reshape(*counts.shape, -1)[counts]).ravel())
+
+        for _ in walk_part(part, given, graphs, list(dict.fromkeys(taps.values())), gather):
+            pass
+        for weight, value in taps.items():
+            x, kept = np.concatenate(seen[value]), made.linears[weight]
+            assert (kept.count, kept.maximum, kept.amax) == (x.size, x.max(), x.max())
+            assert kept.histogram == tuple(np.histogram(x, 64, (0, kept.top))[0])
 
 
 def test_an_expert_without_tokens_gets_the_pooled_range_and_a_reason(float_graphs, tmp_path):

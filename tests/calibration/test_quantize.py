@@ -23,9 +23,11 @@ from engines.build import EngineRequest, build_engines
 from engines.compare.tolerances import TOLERANCES
 from engines.inspection import inspect
 from exporter.errors import ExportError, LoadError, UsageError
+from exporter.graph.export import ExportRequest, export_model
 from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.manifest import GraphsRank
+from exporter.plan.parallel import Plan
 
 
 @pytest.fixture(scope="module")
@@ -227,9 +229,9 @@ def test_a_table_of_another_plan_serves(calibrated, tmp_path):
 
 def test_a_budget_keeps_the_most_sensitive_segments_float(calibrated, prompts, tmp_path):
     graphs, table = calibrated("v3", 2)
-    free = quantize_with_evidence(AdaptiveRequest(graphs, tmp_path / "free", table, held_out=prompts, max_kl=1e9))
+    free = quantize_with_evidence(AdaptiveRequest(QuantizeRequest(graphs, tmp_path / "free", table), held_out=prompts, max_kl=1e9))
     budget = free.quality.kl / 2
-    made = quantize_with_evidence(AdaptiveRequest(graphs, tmp_path / "made", table, held_out=prompts, max_kl=budget))
+    made = quantize_with_evidence(AdaptiveRequest(QuantizeRequest(graphs, tmp_path / "made", table), held_out=prompts, max_kl=budget))
     assert not free.float_segments
     assert 0 < made.quality.kl <= budget
     kept, ranking = record(tmp_path / "made").quantization.float_segments, record(tmp_path / "made").quantization.sensitivity
@@ -256,7 +258,7 @@ def test_sensitivities_do_not_depend_on_how_many_trials_fit_in_memory(calibrated
 
 def test_a_budget_of_zero_leaves_nothing_quantised(calibrated, prompts, tmp_path):
     graphs, table = calibrated()
-    made = quantize_with_evidence(AdaptiveRequest(graphs, tmp_path / "made", table, held_out=prompts, max_kl=0))
+    made = quantize_with_evidence(AdaptiveRequest(QuantizeRequest(graphs, tmp_path / "made", table), held_out=prompts, max_kl=0))
     assert made.quality.kl == 0
     assert not record(tmp_path / "made").quantization.weights
 
@@ -274,7 +276,7 @@ def test_what_does_not_fit_together_is_wrong_use(calibrated, tmp_path):
         with pytest.raises(UsageError, match=what):
             QuantizeRequest(graphs, tmp_path / "out", **{"table": table} | wrong)
     with pytest.raises(UsageError, match="--max-kl needs --held-out"):
-        AdaptiveRequest(graphs, tmp_path / "out", table, max_kl=0.1)
+        AdaptiveRequest(QuantizeRequest(graphs, tmp_path / "out", table), max_kl=0.1)
 
 
 def test_quantised_graphs_are_not_quantised_again(quantized, calibrated, tmp_path):
@@ -309,8 +311,34 @@ def test_every_scheme_says_what_it_does_with_every_linear():
     assert input_mode(SCHEMES["int8-dynamic"], "layers.3.moe_ffn.experts.down", head=False) == "token"
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int8-weights", "int4-weights"])
+def test_graphs_of_any_precision_are_quantised_by_the_float32_table(calibrated, engines_graphs, tmp_path, scheme, precision):
+    graphs = engines_graphs(precision)
+    quantize(QuantizeRequest(graphs, tmp_path / "out", calibrated()[1], scheme, smooth=0.5))
+    files_ = sorted(tmp_path.glob("out/rank-*/*.onnx"))
+    assert len(files_) == 22
+    for path in files_:
+        onnx.checker.check_model(path, full_check=True)
+
+
+@pytest.fixture(scope="module")
+def engines_graphs(checkpoint, tmp_path_factory):
+    """``engines_graphs(precision)``: float graphs of two ranks."""
+    made = {}
+
+    def make(precision):
+        if precision not in made:
+            made[precision] = tmp_path_factory.mktemp(precision) / "graphs"
+            export_model(ExportRequest(checkpoint("v3"), made[precision], Plan(2), precision=precision))
+        return made[precision]
+
+    return make
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
-def test_tensorrt_rtx_compiles_every_quantised_product_in_int8(quantized, tmp_path, scheme):
+def test_tensorrt_rtx_compiles_every_quantised_product_in_int8(calibrated, engines_graphs, tmp_path, scheme, precision):
     from engines.backends import load_backend
     from exporter.errors import BuildError
 
@@ -318,7 +346,8 @@ def test_tensorrt_rtx_compiles_every_quantised_product_in_int8(quantized, tmp_pa
         load_backend("tensorrt-rtx")
     except BuildError as error:
         pytest.skip(str(error))
-    graphs = quantized(scheme, "v3", 2)
+    graphs = tmp_path / "graphs"
+    quantize(QuantizeRequest(engines_graphs(precision), graphs, calibrated()[1], scheme))
     build_engines(EngineRequest(graphs, "tensorrt-rtx", tmp_path / "rtx", max_context=32, max_batch=2))
     assert any("experimental: int8 products" in note for note in inspect(tmp_path / "rtx").notes)
     for rank in (0, 1):
