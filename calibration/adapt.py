@@ -94,8 +94,9 @@ def quantize_with_evidence(request: AdaptiveRequest, bars: Bars = no_bars) -> Ev
         every = Path(scratch) / "graphs"
         _perform(plan_quantization(replace(what, output=every)), bars)
         ladder, segments = Ladder(job.ranks, what.graphs, every, rows), _segments(every)
-        with bars("sensitivity", len(segments), bytes=False) as advance:
-            ranking = ladder.sensitivities(segments, lambda name: advance(1))
+        walks = ladder.walks(segments)
+        with bars("sensitivity", len(walks) * len(ladder.parts), bytes=False) as advance:
+            ranking = ladder.sensitivities(walks, lambda name: advance(1))
         kept, score = choose_float(ladder, ranking, request.max_kl)
     made = _perform(plan_quantization(replace(what, float_segments=tuple(sorted(kept))), ranking), bars)
     return _finish(made, score, kept)

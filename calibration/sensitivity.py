@@ -1,6 +1,6 @@
 """What quantising does to the logits of held-out prompts: of one segment alone, and of a whole mixture of segments."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,41 +61,42 @@ class Ladder:
     def score(self, quantised: frozenset[str]) -> Score:
         """Of the mixture in which these segments are quantised."""
         left, right = self._fresh(), self._fresh()
-        for part in self._parts[:-1]:
+        for part in self.parts[:-1]:
             _run(part, left, self.floats)
             _run(part, right, self._folder(part, quantised))
-        return self._compare(left, right, self._folder(self._parts[-1], quantised))
+        return self._compare(left, right, self._folder(self.parts[-1], quantised))
 
-    def sensitivities(self, segments: Sequence[str], told: Callable[[str], None] = lambda name: None) -> dict[str, float]:
+    def walks(self, segments: Sequence[str]) -> list[Sequence[str]]:
+        """The segments that can be tried in one walk each: every trial keeps streams of its own, two values of the hidden width by token."""
+        many = max(1, TRIALS_BYTES // (2 * 4 * self.ranks[0].config.hidden * sum(map(len, self.prompts))))
+        return [segments[begin : begin + many] for begin in range(0, len(segments), many)]
+
+    def sensitivities(self, walks: Iterable[Sequence[str]], told: Callable[[str], None] = lambda name: None) -> dict[str, float]:
         """Segment → mean KL with it alone quantised, the worst first.
 
-        :param told: called with each of ``segments`` when it is known.
+        :param told: called in each walk with each of the model's segments when it is done.
         """
-        # Each trial keeps streams of its own: two values of the hidden width by token.
-        each = 2 * 4 * self.ranks[0].config.hidden * sum(map(len, self.prompts))
-        many, found = max(1, TRIALS_BYTES // each), {}
-        for begin in range(0, len(segments), many):
-            for name, kl in self._together(segments[begin : begin + many]).items():
-                found[name] = kl
-                told(name)
+        found = {name: kl for segments in walks for name, kl in self._together(segments, told).items()}
         return dict(sorted(found.items(), key=lambda one: -one[1]))
 
-    def _together(self, segments: Sequence[str]) -> dict[str, float]:
+    def _together(self, segments: Sequence[str], told: Callable[[str], None]) -> dict[str, float]:
         """One walk for several segments: each segment's weights are opened once, or twice where it is on trial."""
         truth = self._fresh()
         trials: dict[str, list[Batch]] = {}
-        for part in self._parts[:-1]:
+        for part in self.parts[:-1]:
             if part.name in segments:
                 trials[part.name] = [Batch(one.token_ids, one.lengths, dict(one.values)) for one in truth]
                 _run(part, trials[part.name], self.quantised)
             _run(part, [*truth, *(one for name, trial in trials.items() if name != part.name for one in trial)], self.floats)
+            told(part.name)
         found = {name: self._compare(truth, trial, self.floats).mean_kl for name, trial in trials.items()}
-        if self._parts[-1].name in segments:
-            found[self._parts[-1].name] = self._compare(truth, truth, self.quantised).mean_kl
+        if self.parts[-1].name in segments:
+            found[self.parts[-1].name] = self._compare(truth, truth, self.quantised).mean_kl
+        told(self.parts[-1].name)
         return found
 
     @property
-    def _parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[Part, ...]:
         return parts(self.ranks)
 
     def _folder(self, part: Part, quantised: frozenset[str]) -> Path:
@@ -106,7 +107,7 @@ class Ladder:
 
     def _compare(self, left: list[Batch], right: list[Batch], head: Path) -> Score:
         """Both streams through the head, a piece of the logits at a time."""
-        part, score = self._parts[-1], Score()
+        part, score = self.parts[-1], Score()
         pairs = zip(walk_part(part, left, self.floats), walk_part(part, right, head), strict=True)
         for (batch, (select, one)), (_, (_, other)) in pairs:
             _add(score, batch, select, one, other)

@@ -248,11 +248,13 @@ def test_sensitivities_do_not_depend_on_how_many_trials_fit_in_memory(calibrated
     rows = [json.loads(line)["token_ids"] for line in prompts.read_text().splitlines()[:4]]
     ladder = Ladder(records.read_ranks(GraphsRank, graphs), graphs, quantized("int8-weights", "v3", 2), rows)
     segments = ("layers.0.attention", "layers.1.moe_ffn", "head")
-    whole = ladder.sensitivities(segments)
+    assert ladder.walks(segments) == [segments]
+    whole = ladder.sensitivities([segments])
     monkeypatch.setattr(sensitivity, "TRIALS_BYTES", 1)
     told = []
-    assert ladder.sensitivities(segments, told.append) == whole
-    assert told == list(segments)
+    assert len(ladder.walks(segments)) == 3
+    assert ladder.sensitivities(ladder.walks(segments), told.append) == whole
+    assert told == 3 * [part.name for part in ladder.parts]
     assert all(kl > 0 for kl in whole.values())
 
 
