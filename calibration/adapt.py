@@ -115,7 +115,7 @@ def _held_out(request: AdaptiveRequest, job: Job) -> list[list[int]] | None:
     """Read before anything is written: a file that cannot be read is refused at once."""
     if request.held_out is None:
         return None
-    config = job.ranks[0].config
+    config = job.first.config
     rows = read_prompts(request.held_out, lambda: Text(request.what.graphs, config.bos))
     require_vocabulary(rows, request.held_out, config)
     return [row[: min(request.max_tokens, config.positions)] for row in rows]
@@ -134,7 +134,7 @@ def _report(made: Quantized, quality: Quality | None, kept: tuple[str, ...]) -> 
     errors = {name: error for name, error in (_known_errors(request.output) | made.errors).items() if name in modes}
     return Report(
         scheme=request.scheme,
-        model=made.job.ranks[0].source.name,
+        model=made.job.first.source.name,
         smooth=request.smooth,
         table=made.table,
         weights=tuple(WeightError(name, *error) for name, error in errors.items()),

@@ -166,18 +166,19 @@ def _collect(job: Job, collection: Collection, told: Told) -> int:
     return used
 
 
-def require_float(graphs: Path) -> dict[int, GraphsRank]:
-    """The graphs' ranks: a whole set, with weights, not quantised yet.
+def require_float(graphs: Path, rank: int | None = None) -> dict[int, GraphsRank]:
+    """The graphs' ranks: a whole set, or one rank alone; with weights, not quantised yet.
 
     :raises LoadError: they are something else.
     """
-    ranks = read_set(graphs)
-    if not isinstance(ranks[0], GraphsRank):
+    ranks = read_set(graphs) if rank is None else records.read_wanted(GraphsRank, graphs, rank)
+    first = next(iter(ranks.values()))
+    if not isinstance(first, GraphsRank):
         raise LoadError(f"{graphs} holds engines.", hint="Give the folder that `moetrt export` wrote.")
-    if ranks[0].weights is None:
+    if first.weights is None:
         raise LoadError(f"{graphs} holds graphs without weights.", hint="Export again without --graphs-only.")
-    if ranks[0].quantization is not None:
-        raise LoadError(f"{graphs} is quantised already ({ranks[0].quantization.scheme}).", hint="Give the float graphs that `moetrt export` wrote.")
+    if first.quantization is not None:
+        raise LoadError(f"{graphs} is quantised already ({first.quantization.scheme}).", hint="Give the float graphs that `moetrt export` wrote.")
     for rank, record in ranks.items():
         records.check_files(graphs / records.rank_folder(rank), record.files)
     return ranks

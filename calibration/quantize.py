@@ -68,7 +68,7 @@ class Job:
 
     request: QuantizeRequest
     ranks: dict[int, GraphsRank]
-    """Of the float graphs, all of them."""
+    """Of the float graphs: those to be quantised, and all where smoothing has to see all."""
     table: Table | None
     table_hash: str | None
     sensitivity: dict[str, float]
@@ -76,6 +76,10 @@ class Job:
     """Rank to be made → digest of all that decides it."""
     kept: tuple[int, ...]
     """Ranks that are finished already."""
+
+    @property
+    def first(self) -> GraphsRank:
+        return next(iter(self.ranks.values()))
 
     @property
     def bytes(self) -> int:
@@ -137,7 +141,7 @@ def perform(job: Job, advance: Callable[[int], None] = lambda count: None) -> Qu
     for rank in job.todo:
         _quantize_rank(job, decision, rank, advance, errors)
     if request.rank is None:
-        records.drop_other_ranks(request.output, job.ranks[0].plan)
+        records.drop_other_ranks(request.output, job.first.plan)
     records.write_set("graphs", GraphsRank, request.output, records.share_text(request.graphs, request.output))
     after = records.read_ranks(GraphsRank, request.output)
     sizes = (sum(held[rank].files[held[rank].weights].bytes for rank in (*job.todo, *job.kept)) for held in (job.ranks, after))
@@ -150,10 +154,10 @@ def plan_quantization(request: QuantizeRequest, sensitivity: dict[str, float] | 
 
     :raises MoetrtError: they do not allow it, or the table is of another checkpoint.
     """
-    ranks = require_float(request.graphs)
+    ranks = require_float(request.graphs, request.rank if request.smooth is None else None)
     table = read_table(request.table) if request.table else None
     if table:
-        _require_own(table, request.table, ranks[0])
+        _require_own(table, request.table, next(iter(ranks.values())))
     wanted = [rank for rank in ranks if request.rank in (None, rank)]
     if not wanted:
         raise LoadError(f"{request.graphs} has no rank {request.rank}.", hint=f"It has {sorted(ranks)}.")

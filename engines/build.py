@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exporter import __version__
-from exporter.errors import BuildError, LoadError, UsageError
+from exporter.errors import BuildError, UsageError
 from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.config import ModelConfig
@@ -70,7 +70,7 @@ def build_engines(request: EngineRequest, progress: Progress = lambda rank, what
     backend = load_backend(request.backend)
     if request.compute_capabilities and not backend.takes_compute_capabilities:
         raise UsageError(f"the backend {request.backend} has no use for --compute-capability.", hint="It is for tensorrt and tensorrt-rtx.")
-    ranks = _read_graphs(request)
+    ranks = records.read_wanted(GraphsRank, request.graphs, request.rank)
     for record in ranks.values():
         _require_buildable(request, backend, record)
     _require_folder(request, next(iter(ranks.values())))
@@ -82,20 +82,6 @@ def build_engines(request: EngineRequest, progress: Progress = lambda rank, what
     total = sum(_build_rank(request, backend, ranks[rank], wanted[rank], progress) for rank in todo)
     records.write_set("engines", EngineRank, request.output, records.share_text(request.graphs, request.output))
     return EngineReceipt(request.output, request.backend, tuple(todo), kept, total)
-
-
-def _read_graphs(request: EngineRequest) -> dict[int, GraphsRank]:
-    """The ranks to build, whole and of one set."""
-    found = records.read_ranks(GraphsRank, request.graphs)
-    if request.rank is None:
-        records.require_set(found, request.graphs)
-        return found
-    if request.rank not in found:
-        raise LoadError(
-            f"{request.graphs} has no finished {records.rank_folder(request.rank)}.",
-            hint=f"Export it with --rank {request.rank}; finished are {sorted(found) or 'none'}.",
-        )
-    return {request.rank: found[request.rank]}
 
 
 def _require_buildable(request: EngineRequest, backend: Backend, record: GraphsRank) -> None:

@@ -189,6 +189,20 @@ def read_ranks(kind: type[Rank], folder: Path) -> dict[int, Rank]:
     return found
 
 
+def read_wanted(kind: type[Rank], folder: Path, rank: int | None) -> dict[int, Rank]:
+    """One rank, or all, which must then be whole and of one set.
+
+    :raises LoadError: they are not, or the rank is not finished.
+    """
+    found = read_ranks(kind, folder)
+    if rank is None:
+        require_set(found, folder)
+        return found
+    if rank not in found:
+        raise LoadError(f"{folder} has no finished {rank_folder(rank)}.", hint=f"Make it with --rank {rank}; finished are {sorted(found) or 'none'}.")
+    return {rank: found[rank]}
+
+
 def require_set(ranks: dict[int, Rank], folder: Path) -> None:
     """Refuse a set that lacks ranks or whose ranks were not made for each other."""
     if not ranks:

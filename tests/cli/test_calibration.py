@@ -65,6 +65,15 @@ def test_ranks_may_be_quantised_one_by_one(moetrt, made, tmp_path):
     assert {one["name"] for one in report["weights"]} >= {"layers.0.attention.q_a", "layers.3.moe_ffn.experts.down"}
 
 
+def test_a_rank_needs_no_other_rank_at_hand(moetrt, made, tmp_path):
+    alone = shutil.copytree(made["graphs"], tmp_path / "alone")
+    shutil.rmtree(alone / "rank-00")
+    arguments = ["quantize", alone, "--table", made["table"], "--output", tmp_path / "int8", "--rank", 1]
+    assert moetrt(*arguments).code == 0
+    assert [path.name for path in sorted(tmp_path.glob("int8/rank-*"))] == ["rank-01"]
+    assert "rank-00 is missing" in moetrt(*arguments, "--smooth", 0.5).err, "smoothing looks at all ranks' weights"
+
+
 def test_a_narrower_plan_leaves_no_rank_of_the_wider_one(moetrt, made, engines, tmp_path):
     assert moetrt("quantize", made["graphs"], "--scheme", "int8-weights", "--output", tmp_path / "out").code == 0
     assert moetrt("quantize", engines("v3").parent / "graphs", "--scheme", "int8-weights", "--output", tmp_path / "out").code == 0
@@ -113,7 +122,8 @@ REFUSED = {
     "quantize: held-out prompts of one rank": (["quantize", "{graphs}", "--output", "{tmp}/out", "--table", "{table}", "--rank", "0", "--held-out", "{held}"], 2, "--held-out runs all ranks"),
     "quantize: held-out beyond the vocabulary": (["quantize", "{graphs}", "--output", "{tmp}/out", "--table", "{table}", "--held-out", "{tmp}/wide.jsonl"], 1, "has the token 128"),
     "quantize: no held-out prompt": (["quantize", "{graphs}", "--output", "{tmp}/out", "--table", "{table}", "--held-out", "{tmp}/empty.txt"], 2, "holds no prompt"),
-    "quantize: a rank that is not there": (["quantize", "{graphs}", "--output", "{tmp}/out", "--table", "{table}", "--rank", "5"], 1, "has no rank 5"),
+    "quantize: a rank that is not there": (["quantize", "{graphs}", "--output", "{tmp}/out", "--table", "{table}", "--rank", "5"], 1, "has no finished rank-05"),
+    "quantize: a rank that is not there, smoothed": (["quantize", "{graphs}", "--output", "{tmp}/out", "--table", "{table}", "--rank", "5", "--smooth", "0.5"], 1, "has no rank 5"),
     "quantize: onto itself": (["quantize", "{graphs}", "--output", "{graphs}", "--table", "{table}"], 1, "is the folder of the float graphs"),
     "quantize: over engines": (["quantize", "{graphs}", "--output", "{engines}", "--table", "{table}"], 1, "holds engines, not graphs"),
     "quantize: blocks too wide": (["quantize", "{graphs}", "--output", "{tmp}/out", "--scheme", "int4-weights-128"], 1, "do not divide"),
