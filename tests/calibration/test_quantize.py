@@ -326,21 +326,20 @@ def test_graphs_of_any_precision_are_quantised_by_the_float32_table(calibrated, 
 
 @pytest.fixture(scope="module")
 def engines_graphs(checkpoint, tmp_path_factory):
-    """``engines_graphs(precision)``: float graphs of two ranks."""
+    """``engines_graphs(precision, family)``: float graphs of two ranks."""
     made = {}
 
-    def make(precision):
-        if precision not in made:
-            made[precision] = tmp_path_factory.mktemp(precision) / "graphs"
-            export_model(ExportRequest(checkpoint("v3"), made[precision], Plan(2), precision=precision))
-        return made[precision]
+    def make(precision, family="v3"):
+        if (precision, family) not in made:
+            made[precision, family] = tmp_path_factory.mktemp(precision) / "graphs"
+            export_model(ExportRequest(checkpoint(family), made[precision, family], Plan(2), precision=precision))
+        return made[precision, family]
 
     return make
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
-def test_tensorrt_rtx_compiles_every_quantised_product_in_int8(calibrated, engines_graphs, tmp_path, scheme, precision):
+@pytest.mark.parametrize(("scheme", "family", "precision"), [("int8", "v3", "fp32"), ("int8", "v3", "fp16"), ("int8-dynamic", "v3", "fp16"), ("int8", "v2-lite", "fp16")])
+def test_tensorrt_rtx_compiles_every_quantised_product_in_int8(calibrated, engines_graphs, tmp_path, scheme, family, precision):
     from engines.backends import load_backend
     from exporter.errors import BuildError
 
@@ -349,12 +348,12 @@ def test_tensorrt_rtx_compiles_every_quantised_product_in_int8(calibrated, engin
     except BuildError as error:
         pytest.skip(str(error))
     graphs = tmp_path / "graphs"
-    quantize(QuantizeRequest(engines_graphs(precision), graphs, calibrated()[1], scheme))
+    quantize(QuantizeRequest(engines_graphs(precision, family), graphs, calibrated(family)[1], scheme))
     build_engines(EngineRequest(graphs, "tensorrt-rtx", tmp_path / "rtx", max_context=32, max_batch=2))
     assert any("experimental: int8 products" in note for note in inspect(tmp_path / "rtx").notes)
     for rank in (0, 1):
         layers = json.loads((tmp_path / f"rtx/rank-{rank:02d}/rank.layers.json").read_text())
         int8 = [layer["name"] for layer in layers if layer.get("factors") == "int8"]
-        # By profile: three products in attention (q_a and kv_a as one, q_b, o), two in a dense feed-forward (gate and up
-        # as one, down), and two more of the routed experts beside the shared ones' two. One dense layer, three of experts.
-        assert len(int8) == 2 * (4 * 3 + 2 + 3 * 4)
+        # By profile: three products in attention (q_a and kv_a as one, q_b, o; without q_a one less), two in a dense feed-forward
+        # (gate and up as one, down), and two more of the routed experts beside the shared ones' two. One dense layer, three of experts.
+        assert len(int8) == 2 * (4 * (2 if family == "v2-lite" else 3) + 2 + 3 * 4)
