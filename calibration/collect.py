@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.checkpoint.reader import read_header
+from exporter.checkpoint.reader import stored_array
 from exporter.errors import RunError
 from exporter.plan import files
 from exporter.plan import manifest as records
@@ -138,16 +138,6 @@ class SegmentObserver:
         histogram.add(values)
         if histogram.bad:
             raise RunError(f"{what} has {histogram.bad} values that are not finite.", hint="Check the graphs with `moetrt compare` first; fp16 graphs overflow where fp32 ones do not.")
-
-
-def stored_array(path: Path, name: str) -> "np.ndarray":
-    """One tensor of a weights file, mapped."""
-    import ml_dtypes
-    import numpy as np
-
-    info = read_header(path)[name]
-    dtypes = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I8": np.int8, "U8": np.uint8}
-    return np.memmap(path, dtypes[info.dtype], "r", info.offset, tuple(info.shape))
 
 
 class Collection:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter import __version__
+from exporter.checkpoint.writer import Entry, bytes_of, layout_of, write_entries
 from exporter.errors import ExportError, LoadError, UsageError
 from exporter.models.weights import DTYPES
 from exporter.plan import files
@@ -17,17 +18,7 @@ from .insert import Insertion
 from .schemes import STATIC, QuantScheme, find_scheme, input_mode, segment_of
 from .smooth import factors_of_weights, smoothed_table, smoothing_factors
 from .table import LEVELS, Table, read_table
-from .weights import (
-    Entry,
-    Error,
-    Weights,
-    array_entry,
-    bytes_of,
-    float_entry,
-    layout_of,
-    quantised_entries,
-    write_entries,
-)
+from .weights import Error, Weights, array_entry, float_entry, quantised_entries
 
 if TYPE_CHECKING:
     import numpy as np

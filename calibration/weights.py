@@ -1,36 +1,19 @@
 """A rank's weights file again, with INT8 or INT4 matrices and their scales: streamed, a piece of a tensor at a time."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from exporter.checkpoint.arrange import PIECE_BYTES, cast
-from exporter.checkpoint.layout import ITEM_BYTES, Layout, layout
-from exporter.checkpoint.reader import TensorInfo, read_header
-from exporter.checkpoint.writer import Hashing
+from exporter.checkpoint.reader import TensorInfo, read_header, stored_array
+from exporter.checkpoint.writer import Entry
 from exporter.errors import ExportError
-from exporter.plan.files import whole_file
-from exporter.plan.manifest import FileStamp
 
-from .collect import stored_array
 from .schemes import QuantScheme
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor to be written."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    pieces: Callable[[], "Iterator[np.ndarray]"]
-    source_bytes: int = 0
-    """Size of the float tensor that is read for it: what progress counts."""
 
 
 @dataclass
@@ -207,30 +190,3 @@ def _raw(path: Path, info: TensorInfo) -> "Iterator[np.ndarray]":
     data = np.memmap(path, np.uint8, "r", info.offset, (info.bytes,))
     for begin in range(0, info.bytes, PIECE_BYTES):
         yield data[begin : begin + PIECE_BYTES]
-
-
-def layout_of(entries: list[Entry]) -> Layout:
-    return layout((entry.name, entry.dtype, entry.shape) for entry in entries)
-
-
-def bytes_of(entry: Entry) -> int:
-    from math import prod
-
-    return prod(entry.shape) * ITEM_BYTES[entry.dtype]
-
-
-def write_entries(path: Path, entries: list[Entry], placed: Layout, advance: Callable[[int], Any]) -> FileStamp:
-    """Write ``path`` whole and say what it is.
-
-    :param advance: called with the bytes of the float tensors as their quantised ones are written.
-    """
-    with whole_file(path) as file, ThreadPoolExecutor(1) as worker:
-        hashing = Hashing(file, worker)
-        hashing.write(placed.header)
-        for entry, place in zip(entries, placed.tensors, strict=True):
-            hashing.pad_to(place.offset)
-            for piece in entry.pieces():
-                hashing.write(piece.reshape(-1).view("uint8").data)
-                advance(entry.source_bytes * piece.nbytes // place.bytes)
-        hashing.pad_to(placed.total_bytes)
-        return hashing.stamp()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
 from ..plan import files
@@ -16,6 +16,9 @@ from ..plan.legality import Problem
 from ..plan.manifest import Source
 from .keys import Key, Unused, expand
 from .layout import ITEM_BYTES
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SAMPLE = 2048
 """Bytes at each end of a tensor that go into the fingerprint."""
@@ -51,6 +54,16 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{path} has a broken header: {type(cause).__name__}: {cause}.", hint=_AGAIN) from cause
     _require_exact(path, found, 8 + length, size)
     return found
+
+
+def stored_array(path: Path, name: str) -> "np.ndarray":
+    """One tensor of a weights file, mapped."""
+    import ml_dtypes
+    import numpy as np
+
+    info = read_header(path)[name]
+    dtypes = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I8": np.int8, "U8": np.uint8}
+    return np.memmap(path, dtypes[info.dtype], "r", info.offset, tuple(info.shape))
 
 
 _AGAIN = "Download or copy the file again."

@@ -2,13 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from math import prod
-from typing import BinaryIO, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from ..plan.files import whole_file
 from ..plan.manifest import FileStamp
-from .layout import ITEM_BYTES
+from .layout import ITEM_BYTES, Layout, layout
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ORDER = ("U8", "I8", "F8_E4M3", "F16", "BF16", "F32", "I64")
 """Dtypes as safetensors ranks them; its writer begins with the last."""
@@ -57,3 +63,42 @@ class Hashing:
         if self.pending:
             self.pending.result()
         return FileStamp(self.position, self.sha256.hexdigest())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor to be written."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: Callable[[], "Iterator[np.ndarray]"]
+    source_bytes: int = 0
+    """Size of the float tensor that is read for it: what progress counts."""
+
+
+def layout_of(entries: list[Entry]) -> Layout:
+    return layout((entry.name, entry.dtype, entry.shape) for entry in entries)
+
+
+def bytes_of(entry: Entry) -> int:
+    from math import prod
+
+    return prod(entry.shape) * ITEM_BYTES[entry.dtype]
+
+
+def write_entries(path: Path, entries: list[Entry], placed: Layout, advance: Callable[[int], Any]) -> FileStamp:
+    """Write ``path`` whole and say what it is.
+
+    :param advance: called with the bytes of the float tensors as their quantised ones are written.
+    """
+    with whole_file(path) as file, ThreadPoolExecutor(1) as worker:
+        hashing = Hashing(file, worker)
+        hashing.write(placed.header)
+        for entry, place in zip(entries, placed.tensors, strict=True):
+            hashing.pad_to(place.offset)
+            for piece in entry.pieces():
+                hashing.write(piece.reshape(-1).view("uint8").data)
+                advance(entry.source_bytes * piece.nbytes // place.bytes)
+        hashing.pad_to(placed.total_bytes)
+        return hashing.stamp()

@@ -11,6 +11,7 @@ from calibration import collect
 from calibration.calibrate import CalibrationRequest, calibrate
 from calibration.table import read_table
 from calibration.walk import batches, parts, walk_part
+from exporter.checkpoint.reader import stored_array
 from exporter.errors import LoadError, RunError, UsageError
 from exporter.plan import files
 from exporter.plan.manifest import GraphsRank, read_ranks
@@ -201,7 +202,7 @@ def test_bad_prompts_are_refused(float_graphs, tmp_path, line, error, what):
 def test_activations_that_are_not_finite_are_refused_by_name(float_graphs, prompts, tmp_path):
     graphs = shutil.copytree(float_graphs("v3"), tmp_path / "graphs")
     weights = graphs / "rank-00/weights.safetensors"
-    values = collect.stored_array(weights, "layers.2.attention.norm")
+    values = stored_array(weights, "layers.2.attention.norm")
     with open(weights, "r+b") as file:
         file.seek(values.offset)
         file.write(np.full(values.shape, np.nan, np.float32).tobytes())

@@ -12,7 +12,6 @@ from tolerances import DEQUANTISED, QUANTISED_SEGMENTS
 from calibration import sensitivity
 from calibration.adapt import AdaptiveRequest, quantize_with_evidence
 from calibration.calibrate import CalibrationRequest, calibrate
-from calibration.collect import stored_array
 from calibration.quantize import QuantizeRequest, quantize
 from calibration.report import Report
 from calibration.schemes import SCHEMES, input_mode
@@ -22,6 +21,7 @@ from engines import load
 from engines.build import EngineRequest, build_engines
 from engines.compare.tolerances import TOLERANCES
 from engines.inspection import inspect
+from exporter.checkpoint.reader import stored_array
 from exporter.errors import ExportError, LoadError, UsageError
 from exporter.graph.export import ExportRequest, export_model
 from exporter.plan import files

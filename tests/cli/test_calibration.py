@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from calibration import weights
-from calibration.collect import stored_array
+from exporter.checkpoint.reader import stored_array
 
 ROWS = [np.random.default_rng(seed).integers(2, 128, 30).tolist() for seed in range(16)]
 
