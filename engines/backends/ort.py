@@ -4,27 +4,38 @@ import importlib
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.layout import Placed
+from exporter.checkpoint.reader import stored_array
+from exporter.checkpoint.writer import Entry, layout_of, write_entries
 from exporter.errors import BuildError
-from exporter.lowering import lower
+from exporter.lowering import Derived, lower
 from exporter.lowering.unsigned import unsigned_activations
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
-from exporter.plan.manifest import Assembly, GraphsRank, Lowering
+from exporter.plan.manifest import Assembly, GraphsRank
 
 from ..runtime.session import AS_WRITTEN
 from .contract import Backend, RankBuild, RankEngines
 
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
 CAPABILITIES = Capabilities(
     backend="ort",
-    kernels=frozenset({"com.microsoft.MoE"}),
+    kernels=frozenset({"com.microsoft.MoE", "com.microsoft.QMoE"}),
     dtypes=frozenset({"fp32", "fp16"}),
     collectives_inside=False,
     needs_gpu_to_run=False,
     extra="ort",
 )
+DERIVED = "lowered.safetensors"
+"""Weights in the order that ONNX Runtime's kernels want, beside the portable ones."""
 OPTIONS: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "config": AS_WRITTEN}
 """What sessions are opened with; ``config`` are ONNX Runtime's session configuration entries."""
 
@@ -40,13 +51,18 @@ def tools() -> dict[str, str]:
 
 def build(request: RankBuild) -> RankEngines:
     """Lower each graph of the rank's assembly, and open it once to see that ONNX Runtime takes it."""
+    import onnx
+
     assembly, refusals = _assembly(request.record)
-    _link(request.source / request.record.weights, request.folder / request.record.weights)
-    lowerings: list[Lowering] = []
-    for number, (launch, file) in enumerate(assembly.graphs.items()):
-        request.progress(launch, number / len(assembly.graphs))
-        lowerings += _build_graph(request.source / file, request.folder / file)
-    return RankEngines(assembly, OPTIONS, tuple(lowerings), refusals)
+    weights = request.folder / request.record.weights
+    _link(request.source / request.record.weights, weights)
+    derived: dict[str, Derived] = {}
+    made = {file: lower(onnx.load(request.source / file, load_external_data=False), CAPABILITIES, derived) for file in assembly.graphs.values()}
+    places = write_derived(weights, request.folder / DERIVED, derived) if derived else {}
+    for number, (file, (lowered, _)) in enumerate(made.items()):
+        request.progress(file, number / len(made))
+        _build_graph(lowered, places, request.folder / file)
+    return RankEngines(assembly, OPTIONS, tuple(record for _, records in made.values() for record in records), refusals)
 
 
 def _assembly(record: GraphsRank) -> tuple[Assembly, dict[str, str]]:
@@ -55,14 +71,27 @@ def _assembly(record: GraphsRank) -> tuple[Assembly, dict[str, str]]:
     return record.segments, {"one graph per rank": "ONNX Runtime on a CPU has no collectives; the chain sums between segments"}
 
 
-def _build_graph(source: Path, target: Path) -> tuple[Lowering, ...]:
-    import onnx
+def write_derived(weights: Path, target: Path, derived: dict[str, Derived]) -> dict[str, Placed]:
+    """Make the tensors that kernels want in another order, an expert at a time. :returns: their places in ``target``."""
+    entries = [Entry(one.name, one.dtype, one.shape, partial(_pieces, weights, one)) for one in derived.values()]
+    placed = layout_of(entries)
+    write_entries(target, entries, placed)
+    return {place.name: place for place in placed.tensors}
 
-    lowered, lowerings = lower(onnx.load(source, load_external_data=False), CAPABILITIES)
+
+def _pieces(weights: Path, made: Derived) -> "Iterator[np.ndarray]":
+    return made.make(*(stored_array(weights, name) for name in made.sources))
+
+
+def _build_graph(lowered: "onnx.ModelProto", places: dict[str, Placed], target: Path) -> None:
+    for tensor in lowered.graph.initializer:
+        if tensor.name in places:
+            place = places[tensor.name]
+            for key, value in (("location", DERIVED), ("offset", place.offset), ("length", place.bytes)):
+                tensor.external_data.add(key=key, value=str(value))
     unsigned_activations(lowered)
     files.write_bytes(target, lowered.SerializeToString(deterministic=True))
     _try_open(target)
-    return lowerings
 
 
 def _try_open(path: Path) -> None:

@@ -87,7 +87,7 @@ def bytes_of(entry: Entry) -> int:
     return prod(entry.shape) * ITEM_BYTES[entry.dtype]
 
 
-def write_entries(path: Path, entries: list[Entry], placed: Layout, advance: Callable[[int], Any]) -> FileStamp:
+def write_entries(path: Path, entries: list[Entry], placed: Layout, advance: Callable[[int], Any] = lambda count: None) -> FileStamp:
     """Write ``path`` whole and say what it is.
 
     :param advance: called with the bytes of the float tensors as their quantised ones are written.

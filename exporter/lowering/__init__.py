@@ -14,17 +14,18 @@ from .dist_collective import DIST_COLLECTIVE
 from .identity import IDENTITY
 from .inline import INLINE
 from .moe_ort import MOE_ORT
-from .rewrite import Context, Lowerer, Refusal, Replacement
+from .qmoe_ort import QMOE_ORT
+from .rewrite import Context, Derived, Lowerer, Refusal, Replacement
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["LOWERINGS", "Context", "Lowerer", "Refusal", "Replacement", "lower"]
+__all__ = ["LOWERINGS", "Context", "Derived", "Lowerer", "Refusal", "Replacement", "lower"]
 
 LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
     "Route": (INLINE,),
     "Experts": (MOE_ORT, INLINE),
-    "QuantizedExperts": (INLINE,),
+    "QuantizedExperts": (QMOE_ORT, INLINE),
     # Never inlined: a rank's body sees one rank, and an engine of several would be wrong in silence.
     "AllReduce": (IDENTITY, DIST_COLLECTIVE),
     "AllGather": (IDENTITY, DIST_COLLECTIVE),
@@ -32,14 +33,15 @@ LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
 """Op → its rewrites, the preferred first."""
 
 
-def lower(model: "onnx.ModelProto", capabilities: Capabilities) -> "tuple[onnx.ModelProto, tuple[Lowering, ...]]":
+def lower(model: "onnx.ModelProto", capabilities: Capabilities, derived: dict[str, Derived] | None = None) -> "tuple[onnx.ModelProto, tuple[Lowering, ...]]":
     """The model for one backend, and what became of each custom op. ``model`` itself is left as it is.
 
+    :param derived: gets the tensors that the caller has to make and to place, by name; where it is None, no rewrite derives any.
     :raises BuildError: every rewrite of a node refused.
     """
     import onnx
 
-    context = Context(model.graph, capabilities)
+    context = Context(model.graph, capabilities, derives=derived is not None)
     records, domains, names = [], {}, {}
     lowered = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name, metadata_props=model.metadata_props)
     graph = lowered.graph
@@ -50,11 +52,23 @@ def lower(model: "onnx.ModelProto", capabilities: Capabilities) -> "tuple[onnx.M
         records += [record] if record else []
         domains |= replacement.domains
         graph.initializer.extend(replacement.initializers)
+        for one in replacement.derived:
+            derived[one.name] = one
         graph.node.extend(_numbered(made, names) for made in replacement.nodes)
+    if derived:
+        _drop_unused(graph)
     opsets = {entry.domain: entry.version for entry in model.opset_import if entry.domain != DOMAIN} | domains
     for domain, version in opsets.items():
         lowered.opset_import.add(domain=domain, version=version)
     return lowered, tuple(records)
+
+
+def _drop_unused(graph: "onnx.GraphProto") -> None:
+    """Without the stored tensors in whose place derived ones stand."""
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _replace(node: "onnx.NodeProto", context: Context) -> tuple[Replacement, Lowering | None]:

@@ -5,12 +5,13 @@ logarithms, and what it makes of them (weights that sum to one) is multiplied by
 expert has the sum zero.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..ops import attributes_of
-from .rewrite import Context, Lowerer, Refusal, Replacement, Scope, scope_of
+from .nodes import NodeWriter, combined_weights, swiglu_attributes
+from .rewrite import Context, Lowerer, Refusal, Replacement, scope_of
 
 if TYPE_CHECKING:
     import onnx
@@ -38,72 +39,21 @@ def refuses(node: "onnx.NodeProto", context: Context) -> Refusal | None:
 def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
     from onnx import TensorProto
 
-    writer = _Writer(scope_of(node))
+    writer = NodeWriter(scope_of(node))
     x, chosen, weights, gate_up, down = node.input
     count, top_k = context.value(gate_up).shape[0], context.value(chosen).shape[1]
-    combine = _combine(writer, chosen, weights, attributes_of(node)["first_expert"], count)
+    combine = combined_weights(writer, chosen, weights, attributes_of(node)["first_expert"], count)
     logarithm = writer.add("Log", [writer.add("Max", [combine, writer.constant("floor", np.float32(FLOOR))])])
     total = writer.add("ReduceSum", [combine, writer.constant("axis_1", [1])], keepdims=1)
     # The kernel exists in float32 alone. Casts that stand in the graph are folded into the weights once, at load;
     # those that ONNX Runtime would insert come after folding, and run each time.
     half = context.value(gate_up).dtype == TensorProto.FLOAT16
     x, gate_up, down = (writer.add("Cast", [value], to=TensorProto.FLOAT) if half else value for value in (x, gate_up, down))
-    mixed = writer.add("MoE", [x, logarithm, gate_up, "", down], **_moe_attributes(min(top_k, count)))
+    mixed = writer.add("MoE", [x, logarithm, gate_up, "", down], **swiglu_attributes(min(top_k, count)))
     y = writer.add("Mul", [mixed, total], output=None if half else node.output[0])
     if half:
         writer.add("Cast", [y], output=node.output[0], to=TensorProto.FLOAT16)
     return Replacement(tuple(writer.nodes), tuple(writer.initializers), {"com.microsoft": 1})
-
-
-def _combine(writer: "_Writer", chosen: str, weights: str, first: int, count: int) -> str:
-    """Each token's weight for each local expert. *Shape:* float32 ``(tokens, experts)``.
-
-    By equality, not OneHot, which wraps negative ids: other ranks' experts must give zero.
-    """
-    last, ids = writer.constant("last", [-1]), writer.constant("ids", np.arange(first, first + count))
-    hit = writer.add("Equal", [writer.add("Unsqueeze", [chosen, last]), ids])
-    given = writer.add("Where", [hit, writer.add("Unsqueeze", [weights, last]), writer.constant("zero", np.float32(0))])
-    return writer.add("ReduceSum", [given, writer.constant("axis_1", [1])], keepdims=0)
-
-
-def _moe_attributes(k: int) -> dict[str, Any]:
-    """SwiGLU as the kernel knows it, alpha 1 and beta 0 making it silu(gate) * up of interleaved rows."""
-    return {
-        "domain": "com.microsoft",
-        "k": k,
-        "activation_type": "swiglu",
-        "swiglu_fusion": 1,
-        "activation_alpha": 1.0,
-        "activation_beta": 0.0,
-        "normalize_routing_weights": 0,
-    }
-
-
-class _Writer:
-    """Collects nodes and small initializers under one scope."""
-
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-
-    def constant(self, name: str, value: Any) -> str:
-        from onnx import numpy_helper
-
-        full, array = self.scope.value(name), np.asarray(value)
-        if full not in {tensor.name for tensor in self.initializers}:
-            self.initializers.append(numpy_helper.from_array(array, full))
-        return full
-
-    def add(self, op_type: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
-        """:returns: the node's output: named, or called after the node."""
-        from onnx import helper
-
-        number = sum(node.op_type == op_type for node in self.nodes)
-        name = f"{op_type}_{number}" if number else op_type
-        output = output or self.scope.value(f"{name}.out")
-        self.nodes.append(helper.make_node(op_type, inputs, [output], name=self.scope.node(name), **attributes))
-        return output
 
 
 MOE_ORT = Lowerer("moe_ort", refuses, rewrite)

@@ -1,6 +1,6 @@
 """The contract of a lowering: it refuses a node with a reason, or says what stands in the node's place."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from ..ops import DOMAIN, attributes_of
 from ..plan.capabilities import Capabilities
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
 
 
@@ -20,6 +21,20 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """A stored tensor in the order that a kernel wants: written beside the engine, once for all graphs of a rank."""
+
+    name: str
+    dtype: str
+    """As safetensors names it."""
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+    """Stored tensors that it is made of."""
+    make: "Callable[..., Iterator[np.ndarray]]"
+    """Takes the sources as the file holds them, gives the tensor in pieces along its first axis."""
+
+
+@dataclass(frozen=True)
 class Replacement:
     """What stands in a node's place: it makes the node's outputs, under their names."""
 
@@ -27,6 +42,8 @@ class Replacement:
     initializers: "tuple[onnx.TensorProto, ...]" = ()
     domains: dict[str, int] = field(default_factory=dict)
     """Domain → version, of the ops that it uses beside the standard ones."""
+    derived: tuple[Derived, ...] = ()
+    """Initializers that the backend has to make."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,8 @@ class Context:
 
     graph: "onnx.GraphProto"
     capabilities: Capabilities
+    derives: bool = False
+    """Whether someone makes the tensors that a rewrite derives."""
 
     @cached_property
     def values(self) -> dict[str, Value]:

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from suites.ops import CASES, EXPERT_CASES, Mixture, OpCase, random, sliced
+from suites.ops import CASES, EXPERT_CASES, Mixture, OpCase, blocked, quantized, random, sliced
 from tolerances import BY_DTYPE, LOG_ROUTING
 
 from exporter.errors import BuildError
@@ -18,7 +18,7 @@ from exporter.ops import DOMAIN, OPS
 from exporter.plan.capabilities import Capabilities
 
 NOTHING = Capabilities("bare", frozenset(), frozenset({"fp32"}), False, False, "none")
-ORT = replace(NOTHING, backend="ort", kernels=frozenset({"com.microsoft.MoE"}))
+ORT = replace(NOTHING, backend="ort", kernels=frozenset({"com.microsoft.MoE", "com.microsoft.QMoE"}))
 TENSORRT = replace(NOTHING, backend="tensorrt", kernels=frozenset({"trt.DistCollective"}), collectives_inside=True)
 
 runnable = [case for case in CASES if "bfloat16" not in case.name]
@@ -68,6 +68,62 @@ def test_moe_kernel_takes_large_and_vanishing_weights() -> None:
     wanted = OPS["Experts"].reference(*inputs(), first_expert=0)
     got = backends.run_onnxruntime(lowered, backends.feeds_of(case))[0]
     np.testing.assert_allclose(got / 16, wanted / 16, LOG_ROUTING.relative, LOG_ROUTING.absolute)
+
+
+def with_derived(model: onnx.ModelProto, capabilities: Capabilities) -> tuple[onnx.ModelProto, tuple]:
+    """The lowered model, its derived tensors made and put into it."""
+    derived: dict = {}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    lowered, records = lower(model, capabilities, derived)
+    for tensor in lowered.graph.initializer:
+        if tensor.name in derived:
+            made = derived[tensor.name]
+            array = np.stack(list(made.make(*(as_stored(stored[name]) for name in made.sources)))).reshape(made.shape)
+            tensor.CopyFrom(backends.tensor(tensor.name, array))
+    return lowered, records
+
+
+def as_stored(tensor: onnx.TensorProto) -> np.ndarray:
+    """As a weights file holds it: of 4 bits two in a byte."""
+    if tensor.data_type != TensorProto.INT4:
+        return onnx.numpy_helper.to_array(tensor)
+    return np.frombuffer(tensor.raw_data, np.uint8).reshape(*tensor.dims[:-1], tensor.dims[-1] // 2)
+
+
+WEIGHT_ONLY = [quantized(Mixture(tokens), first, 4, "float", on) for tokens, first, on in ((0, 0, None), (1, 0, None), (17, 4, None), (5, 4, 3), (5, 0, 3))]
+WEIGHT_ONLY += [quantized(Mixture(17, dtype="float16"), 2, 4, "float"), blocked(Mixture(17, hidden=256, width=128, dtype="float16"), 2, 4, 128)]
+WEIGHT_ONLY += [blocked(Mixture(tokens, hidden=64, width=64), first, 4, block) for tokens, first, block in ((1, 0, 32), (17, 4, 32), (17, 2, 64))]
+
+
+@pytest.mark.parametrize("case", WEIGHT_ONLY, ids=lambda case: case.name)
+def test_qmoe_kernel_equals_the_function(case: OpCase) -> None:
+    model = backends.case_model(case)
+    lowered, (record,) = with_derived(model, ORT)
+    assert record.chosen == "qmoe_ort"
+    assert {tensor.name for tensor in lowered.graph.initializer if tensor.name in OPS["QuantizedExperts"].inputs} == set(), "no weight twice"
+    one, other = (backends.run_onnxruntime(it, backends.feeds_of(case))[0] for it in (lowered, model))
+    tolerance = LOG_ROUTING if one.dtype == np.float32 else BY_DTYPE["float16"]
+    np.testing.assert_allclose(np.float64(one), np.float64(other), tolerance.relative, tolerance.absolute)
+
+
+@pytest.mark.parametrize(
+    ("case", "why"),
+    [
+        (quantized(Mixture(3), 0, 8, "static"), "takes float activations; these are rounded by static scales"),
+        (quantized(Mixture(3), 0, 8, "token"), "by token scales"),
+        (blocked(Mixture(3, hidden=64, width=32), 0, 8, 16), "4-bit weights with a scale for 16 inputs"),
+    ],
+    ids=lambda one: one if isinstance(one, str) else "",
+)
+def test_qmoe_kernel_refuses_what_it_would_compute_otherwise(case: OpCase, why: str) -> None:
+    _, (record,) = lower(backends.case_model(case), ORT, {})
+    assert record.chosen == "inline"
+    assert why in record.refused["qmoe_ort"]
+
+
+def test_no_tensor_is_derived_where_nobody_makes_it() -> None:
+    _, (record,) = lower(backends.case_model(quantized(Mixture(3), 0, 8, "float")), ORT)
+    assert "nobody writes them here" in record.refused["qmoe_ort"]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -1,0 +1,61 @@
+"""What rewrites of the routed experts write alike: nodes under one scope, and each token's weight by local expert."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .rewrite import Scope
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def combined_weights(writer: "NodeWriter", chosen: str, weights: str, first: int, count: int) -> str:
+    """Each token's weight for each local expert. *Shape:* float32 ``(tokens, experts)``.
+
+    By equality, not OneHot, which wraps negative ids: other ranks' experts must give zero.
+    """
+    last, ids = writer.constant("last", [-1]), writer.constant("ids", np.arange(first, first + count))
+    hit = writer.add("Equal", [writer.add("Unsqueeze", [chosen, last]), ids])
+    given = writer.add("Where", [hit, writer.add("Unsqueeze", [weights, last]), writer.constant("zero", np.float32(0))])
+    return writer.add("ReduceSum", [given, writer.constant("axis_1", [1])], keepdims=0)
+
+
+def swiglu_attributes(k: int) -> dict[str, Any]:
+    """SwiGLU as ONNX Runtime's kernels know it, alpha 1 and beta 0 making it silu(gate) * up of interleaved rows."""
+    return {
+        "domain": "com.microsoft",
+        "k": k,
+        "activation_type": "swiglu",
+        "swiglu_fusion": 1,
+        "activation_alpha": 1.0,
+        "activation_beta": 0.0,
+        "normalize_routing_weights": 0,
+    }
+
+
+class NodeWriter:
+    """Collects nodes and small initializers under one scope."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+
+    def constant(self, name: str, value: Any) -> str:
+        from onnx import numpy_helper
+
+        full, array = self.scope.value(name), np.asarray(value)
+        if full not in {tensor.name for tensor in self.initializers}:
+            self.initializers.append(numpy_helper.from_array(array, full))
+        return full
+
+    def add(self, op_type: str, inputs: list[str], output: str | None = None, **attributes: Any) -> str:
+        """:returns: the node's output: named, or called after the node."""
+        from onnx import helper
+
+        number = sum(node.op_type == op_type for node in self.nodes)
+        name = f"{op_type}_{number}" if number else op_type
+        output = output or self.scope.value(f"{name}.out")
+        self.nodes.append(helper.make_node(op_type, inputs, [output], name=self.scope.node(name), **attributes))
+        return output
