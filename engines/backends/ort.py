@@ -38,6 +38,9 @@ DERIVED = "lowered.safetensors"
 """Weights in the order that ONNX Runtime's kernels want, beside the portable ones."""
 OPTIONS: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "config": AS_WRITTEN}
 """What sessions are opened with; ``config`` are ONNX Runtime's session configuration entries."""
+DEQUANTISED = {"session.disable_quant_qdq": "1"}
+"""For 8-bit weights alone: matrices become float32 once, at load. The kernel for them that computes in float32 is some thirty
+times as slow; experts, nearly all of the bytes, stay in 8 bits."""
 
 
 def tools() -> dict[str, str]:
@@ -62,13 +65,21 @@ def build(request: RankBuild) -> RankEngines:
     for number, (file, (lowered, _)) in enumerate(made.items()):
         request.progress(file, number / len(made))
         _build_graph(lowered, places, request.folder / file)
-    return RankEngines(assembly, OPTIONS, tuple(record for _, records in made.values() for record in records), refusals)
+    options = OPTIONS | {"config": OPTIONS["config"] | (DEQUANTISED if _is_8_bit_weights(request.record, [lowered for lowered, _ in made.values()]) else {})}
+    return RankEngines(assembly, options, tuple(record for _, records in made.values() for record in records), refusals)
 
 
 def _assembly(record: GraphsRank) -> tuple[Assembly, dict[str, str]]:
     if record.plan.tensor == 1:
         return record.whole, {}
     return record.segments, {"one graph per rank": "ONNX Runtime on a CPU has no collectives; the chain sums between segments"}
+
+
+def _is_8_bit_weights(record: GraphsRank, graphs: "list[onnx.ModelProto]") -> bool:
+    import onnx
+
+    modes = set(record.quantization.weights.values()) if record.quantization else set()
+    return modes == {"float"} and not any(tensor.data_type == onnx.TensorProto.INT4 for model in graphs for tensor in model.graph.initializer)
 
 
 def write_derived(weights: Path, target: Path, derived: dict[str, Derived]) -> dict[str, Placed]:
