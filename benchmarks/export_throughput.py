@@ -41,13 +41,18 @@ CONFIG = {
 def write_checkpoint(folder: Path, gib: float) -> int:
     """A random checkpoint of at least ``gib`` GiB; more layers make it larger. :returns: bytes of its largest tensor."""
     layer_bytes = 64 * 3 * 2048 * 1024 * 2
-    config = CONFIG | {"num_hidden_layers": 2 + math.ceil(gib * 2**30 / layer_bytes)}
+    return write_random(folder, CONFIG | {"num_hidden_layers": 2 + math.ceil(gib * 2**30 / layer_bytes)})
+
+
+def write_random(folder: Path, config: dict, scale: float = 1.0) -> int:
+    """A checkpoint of normal values of this size. :returns: bytes of its largest tensor."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     entries = list(expand(deepseek.KEYS, deepseek.read_config(config, "deepseek_v3")))
     tensors = [(entry.hf, "F32" if entry.hf.endswith("bias") else "BF16", entry.shape) for entry in entries]
     sizes = [math.prod(shape) * ITEM_BYTES[dtype] for _, dtype, shape in tensors]
-    noise = (np.random.default_rng(0).standard_normal(1 << 22, dtype=np.float32).view(np.uint32) >> 16).astype(np.uint16).tobytes()
+    values = np.random.default_rng(0).standard_normal(1 << 22, dtype=np.float32) * np.float32(scale)
+    noise = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
     with open(folder / "model.safetensors", "wb") as file:
         start = file.write(header(tensors))
         while (left := start + sum(sizes) - file.tell()) > 0:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CAPABILITIES = Capabilities(
     backend="ort",
-    kernels=frozenset({"com.microsoft.MoE", "com.microsoft.QMoE"}),
+    kernels=frozenset({"com.microsoft.MoE", "com.microsoft.QMoE", "MatMulInteger"}),
     dtypes=frozenset({"fp32", "fp16"}),
     collectives_inside=False,
     needs_gpu_to_run=False,

@@ -11,6 +11,7 @@ from ..ops import DOMAIN
 from ..plan.capabilities import Capabilities
 from ..plan.manifest import Lowering
 from .dist_collective import DIST_COLLECTIVE
+from .gather_ort import GATHER_ORT
 from .identity import IDENTITY
 from .inline import INLINE
 from .moe_ort import MOE_ORT
@@ -25,7 +26,7 @@ __all__ = ["LOWERINGS", "Context", "Derived", "Lowerer", "Refusal", "Replacement
 LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
     "Route": (INLINE,),
     "Experts": (MOE_ORT, INLINE),
-    "QuantizedExperts": (QMOE_ORT, INLINE),
+    "QuantizedExperts": (QMOE_ORT, GATHER_ORT, INLINE),
     # Never inlined: a rank's body sees one rank, and an engine of several would be wrong in silence.
     "AllReduce": (IDENTITY, DIST_COLLECTIVE),
     "AllGather": (IDENTITY, DIST_COLLECTIVE),

@@ -21,10 +21,10 @@ def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
     body, scope = body_of(node), scope_of(node)
     names = dict(zip(body.input, node.input, strict=False)) | dict(zip(body.output, node.output, strict=True))
     attributes = {attribute.name: attribute for attribute in node.attribute}
-    return Replacement(tuple(_typed(_placed(inner, scope, names, attributes), scope, context) for inner in body.node))
+    return Replacement(tuple(_typed(placed(inner, scope, names, attributes), scope, context) for inner in body.node))
 
 
-def _placed(
+def placed(
     inner: "onnx.NodeProto", scope: Scope, names: dict[str, str], attributes: "dict[str, onnx.AttributeProto]"
 ) -> "onnx.NodeProto":
     """A node of the body under ``scope``: values renamed, references to the caller's attributes resolved."""

@@ -17,11 +17,18 @@ MIDDLE = 128
 def unsigned_activations(model: "onnx.ModelProto") -> None:
     """Each ``QuantizeLinear`` of a lowered model by a signed zero, and what dequantises it, becomes unsigned; in place.
 
-    One whose values something else reads is left as it is, and so are weights, whose ``DequantizeLinear`` reads an initializer.
+    Branches too, by zeros of their own. One whose values something else reads is left as it is, and so are weights, whose ``DequantizeLinear`` reads an initializer.
     """
-    from onnx import TensorProto
+    _unsigned(model.graph)
 
-    graph = model.graph
+
+def _unsigned(graph: "onnx.GraphProto") -> None:
+    from onnx import AttributeProto, TensorProto
+
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.GRAPH:
+                _unsigned(attribute.g)
     zeros, made = _zeros(graph), {}
     results = {value.name for value in graph.output}
     for node in graph.node:

@@ -177,6 +177,15 @@ def test_engines_equal_the_portable_graphs_in_stock_onnxruntime(quantized, tmp_p
     assert relative(logits(built(graphs, tmp_path / "ort")), logits(graphs)) < 1e-4
 
 
+def kinds_of(graph):
+    """Op types of a graph and of the branches in it."""
+    for node in graph.node:
+        yield node.op_type
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from kinds_of(attribute.g)
+
+
 @pytest.mark.parametrize("scheme", ["int8", "int8-dynamic"])
 def test_onnxruntime_makes_integer_products_of_every_quantised_linear(quantized, tmp_path, scheme):
     import onnxruntime
@@ -186,8 +195,20 @@ def test_onnxruntime_makes_integer_products_of_every_quantised_linear(quantized,
     options.optimized_model_filepath = str(engine / "rank-00/optimised.onnx")
     options.log_severity_level = 4
     onnxruntime.InferenceSession(engine / "rank-00/rank.onnx", options, providers=["CPUExecutionProvider"])
-    kinds = [node.op_type for node in onnx.load(engine / "rank-00/optimised.onnx", load_external_data=False).graph.node]
-    assert kinds.count("MatMulIntegerToFloat") == len(record(quantized(scheme, "v3")).quantization.weights)
+    kinds = list(kinds_of(onnx.load(engine / "rank-00/optimised.onnx", load_external_data=False).graph))
+    gathered = 3 * 2  # of three layers' chosen experts, where tokens are few
+    assert kinds.count("MatMulIntegerToFloat") + kinds.count("MatMulInteger") == len(record(quantized(scheme, "v3")).quantization.weights) + gathered
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int8-weights", "int4-weights"])
+def test_tokens_one_by_one_say_what_they_say_at_once(quantized, tmp_path, scheme):
+    """A token alone takes the chosen experts, a prompt all: the same integers."""
+    row = list(range(3, 30))
+    with load(built(quantized(scheme, "v3", 2), tmp_path / "ort")) as chain:
+        cache, steps = chain.cache(1, len(row)), []
+        for position, token in enumerate(row):
+            steps.append(chain.step(np.array([[token]]), np.array([position]), np.array([[0]]), cache)[0, 0])
+        assert relative(np.stack(steps), chain.logits(row)) < 1e-4
 
 
 def test_router_norms_embedding_and_kv_b_stay_float(quantized):

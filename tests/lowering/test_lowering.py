@@ -7,18 +7,30 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from suites.ops import CASES, EXPERT_CASES, Mixture, OpCase, blocked, quantized, random, sliced
-from tolerances import BY_DTYPE, LOG_ROUTING
+from suites.ops import (
+    CASES,
+    EXPERT_CASES,
+    QUANTIZED_CASES,
+    Mixture,
+    OpCase,
+    blocked,
+    quantized,
+    random,
+    sliced,
+)
+from tolerances import BY_DTYPE, FLOAT32_ORDER, LOG_ROUTING
 
 from exporter.errors import BuildError
 from exporter.lowering import LOWERINGS, lower
 from exporter.lowering.moe_ort import MOE_ORT
 from exporter.lowering.rewrite import Context, scope_of
+from exporter.lowering.unsigned import unsigned_activations
 from exporter.ops import DOMAIN, OPS
 from exporter.plan.capabilities import Capabilities
 
 NOTHING = Capabilities("bare", frozenset(), frozenset({"fp32"}), False, False, "none")
 ORT = replace(NOTHING, backend="ort", kernels=frozenset({"com.microsoft.MoE", "com.microsoft.QMoE"}))
+INTEGERS = replace(ORT, kernels=ORT.kernels | {"MatMulInteger"})
 TENSORRT = replace(NOTHING, backend="tensorrt", kernels=frozenset({"trt.DistCollective"}), collectives_inside=True)
 
 runnable = [case for case in CASES if "bfloat16" not in case.name]
@@ -119,6 +131,38 @@ def test_qmoe_kernel_refuses_what_it_would_compute_otherwise(case: OpCase, why: 
     _, (record,) = lower(backends.case_model(case), ORT, {})
     assert record.chosen == "inline"
     assert why in record.refused["qmoe_ort"]
+
+
+INT8 = [case for case in QUANTIZED_CASES if case.attributes["activations"] in ("static", "token") and "float32" in case.name]
+
+
+@pytest.mark.parametrize("limit", ["few", "many"])
+@pytest.mark.parametrize("case", INT8, ids=lambda case: case.name)
+def test_both_branches_equal_the_function(case: OpCase, limit: str) -> None:
+    """Whatever the number of tokens: the limit is put below and above it. Activations are unsigned, as in an engine."""
+    model = backends.case_model(case)
+    lowered, (record,) = lower(model, INTEGERS, {})
+    assert record.chosen == "gather_ort"
+    for tensor in lowered.graph.initializer:
+        if tensor.name.endswith("few.limit"):
+            tensor.CopyFrom(backends.tensor(tensor.name, np.array(10**6 if limit == "few" else -1)))
+    unsigned_activations(lowered)
+    one, other = (backends.run_onnxruntime(it, backends.feeds_of(case))[0] for it in (lowered, model))
+    np.testing.assert_allclose(np.float64(one), np.float64(other), FLOAT32_ORDER.relative, FLOAT32_ORDER.absolute)
+
+
+def test_few_pairs_are_gathered_and_many_are_not() -> None:
+    lowered, _ = lower(backends.case_model(quantized(Mixture(1), 0, 8, "static")), INTEGERS, {})
+    limits = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in lowered.graph.initializer if tensor.name.endswith("few.limit")}
+    assert list(limits.values()) == [4]
+    branches = {attribute.name: attribute.g for node in lowered.graph.node if node.op_type == "If" for attribute in node.attribute}
+    assert "MatMulInteger" in {node.op_type for node in branches["then_branch"].node}
+    assert "MatMulInteger" not in {node.op_type for node in branches["else_branch"].node}
+
+
+def test_gathering_refuses_float16_whose_sums_would_overflow() -> None:
+    _, (record,) = lower(backends.case_model(quantized(Mixture(3, dtype="float16"), 0, 8, "static")), INTEGERS, {})
+    assert (record.chosen, record.refused["gather_ort"]) == ("inline", "sums of integers are scaled in float32, not FLOAT16")
 
 
 def test_no_tensor_is_derived_where_nobody_makes_it() -> None:
