@@ -65,9 +65,10 @@ compare: engines ## Engines against transformers; against TensorRT where a GPU c
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
 
-bench: setup ## Time and memory of export, as ratios measured on this machine
+bench: setup ## Time and memory of export, speed of INT8, as ratios measured on this machine
 	$(BIN)/python benchmarks/export_671b.py
 	$(BIN)/python benchmarks/export_throughput.py
+	$(BIN)/python benchmarks/int8_speed.py
 
 lint: setup ## Check the style
 	$(BIN)/ruff check .
