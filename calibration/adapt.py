@@ -42,6 +42,11 @@ class AdaptiveRequest:
         if self.held_out is not None and self.what.rank is not None:
             raise UsageError("--held-out runs all ranks; --rank makes one.", hint="Quantise with --rank where no measuring is wanted.")
 
+    @property
+    def measured(self) -> str:
+        """Digest of what is measured, and for what."""
+        return files.digest([self.held_out and files.sha256_file(self.held_out), self.max_kl, self.max_tokens])
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -85,10 +90,13 @@ def quantize_with_evidence(request: AdaptiveRequest, bars: Bars = no_bars) -> Ev
     what = request.what
     job = plan_quantization(what)
     rows = _held_out(request, job)
+    known = _known(request)
+    if known:
+        return known
     if request.max_kl is None:
         made = _perform(job, bars)
         ladder = rows and Ladder(job.ranks, what.graphs, what.output, rows)
-        return _finish(made, ladder and ladder.score(frozenset(_segments(what.output))))
+        return _finish(request, made, ladder and ladder.score(frozenset(_segments(what.output))))
     what.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{what.output.name}.", dir=what.output.parent) as scratch:
         every = Path(scratch) / "graphs"
@@ -99,7 +107,17 @@ def quantize_with_evidence(request: AdaptiveRequest, bars: Bars = no_bars) -> Ev
             ranking = ladder.sensitivities(walks, lambda name: advance(1))
         kept, score = choose_float(ladder, ranking, request.max_kl)
     made = _perform(plan_quantization(replace(what, float_segments=tuple(sorted(kept))), ranking), bars)
-    return _finish(made, score, kept)
+    return _finish(request, made, score, kept)
+
+
+def _known(request: AdaptiveRequest) -> Evidence | None:
+    """What an equal request came to, where its ranks and its report are there."""
+    report = _read_report(request.what.output)
+    if report is None or report.measured != request.measured:
+        return None
+    kept, ranking = tuple(one.segment for one in report.sensitivity if one.kept_float), {one.segment: one.kl for one in report.sensitivity}
+    job = plan_quantization(replace(request.what, float_segments=tuple(sorted(kept))), ranking)
+    return None if job.todo else Evidence(perform(job), report.quality, kept)
 
 
 def _perform(job: Job, bars: Bars) -> Quantized:
@@ -121,14 +139,13 @@ def _held_out(request: AdaptiveRequest, job: Job) -> list[list[int]] | None:
     return [row[: min(request.max_tokens, config.positions)] for row in rows]
 
 
-def _finish(made: Quantized, score: Score | None, kept: tuple[str, ...] = ()) -> Evidence:
+def _finish(asked: AdaptiveRequest, made: Quantized, score: Score | None, kept: tuple[str, ...] = ()) -> Evidence:
     quality = score and Quality(score.tokens, *score.perplexities, score.mean_kl)
-    if made.job.todo or quality:
-        write_report(_report(made, quality, kept), made.job.request.output)
+    write_report(_report(asked.measured, made, quality, kept), made.job.request.output)
     return Evidence(made, quality, kept)
 
 
-def _report(made: Quantized, quality: Quality | None, kept: tuple[str, ...]) -> Report:
+def _report(measured: str, made: Quantized, quality: Quality | None, kept: tuple[str, ...]) -> Report:
     request = made.job.request
     modes = {name: mode for record in records.read_ranks(GraphsRank, request.output).values() if record.quantization for name, mode in record.quantization.weights.items()}
     errors = {name: error for name, error in (_known_errors(request.output) | made.errors).items() if name in modes}
@@ -143,6 +160,7 @@ def _report(made: Quantized, quality: Quality | None, kept: tuple[str, ...]) -> 
         quality=quality,
         float_bytes=made.float_bytes,
         quantized_bytes=made.quantized_bytes,
+        measured=measured,
     )
 
 
@@ -153,8 +171,13 @@ def _activation_errors(table: Table, modes: dict[str, str]) -> dict[str, float]:
 
 def _known_errors(output: Path) -> dict[str, tuple[float, int, int]]:
     """From the report that is there: of ranks that were not made now."""
+    there = _read_report(output)
+    return {one.name: (one.relative_l2, one.float_bytes, one.quantized_bytes) for one in (there.weights if there else ())}
+
+
+def _read_report(output: Path) -> Report | None:
+    """None where there is none of this version."""
     try:
-        there = files.read_record(Report, output / REPORT)
+        return files.read_record(Report, output / REPORT)
     except LoadError:
-        return {}
-    return {one.name: (one.relative_l2, one.float_bytes, one.quantized_bytes) for one in there.weights}
+        return None

@@ -65,6 +65,8 @@ class Report:
     float_bytes: int
     """Weights files of all ranks, before."""
     quantized_bytes: int
+    measured: str
+    """Digest of the held-out prompts and the budget: what was measured by equal ones is not measured again."""
     kind: str = "quantization-report"
     version: int = 1
 

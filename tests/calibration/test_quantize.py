@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -262,6 +263,21 @@ def test_a_budget_keeps_the_most_sensitive_segments_float(calibrated, prompts, t
     assert {one.segment for one in report.sensitivity if one.kept_float} == set(kept)
     assert all(name in (tmp_path / "made/report.html").read_text() for name in kept)
     assert relative(logits(built(tmp_path / "made", tmp_path / "ort")), logits(graphs)) > 0
+
+
+def test_what_was_measured_is_not_measured_again(calibrated, prompts, tmp_path, monkeypatch):
+    graphs, table = calibrated("v3", 2)
+    for name, budget in (("plain", None), ("kept", 0.001)):
+        request = AdaptiveRequest(QuantizeRequest(graphs, tmp_path / name, table), held_out=prompts, max_kl=budget)
+        first = quantize_with_evidence(request)
+        with monkeypatch.context() as patch:
+            patch.setattr(sensitivity, "walk_part", None)
+            again = quantize_with_evidence(request)
+        assert (again.quality, again.float_segments, again.made.job.kept) == (first.quality, first.float_segments, (0, 1))
+    assert first.float_segments
+    other = tmp_path / "other.jsonl"
+    other.write_text(prompts.read_text().splitlines()[0] + "\n")
+    assert quantize_with_evidence(replace(request, held_out=other)).quality.tokens == 30
 
 
 def test_sensitivities_do_not_depend_on_how_many_trials_fit_in_memory(calibrated, quantized, prompts, monkeypatch):

@@ -40,7 +40,7 @@ def report(**changes):
         "scheme": "int8", "model": "a <model> & more", "smooth": 0.5, "table": table,
         "weights": (WeightError("layers.1.attention.q_a", 0.0071, 4000, 1010),),
         "activation_errors": {"layers.1.attention.q_a": 0.012}, "sensitivity": (Sensitivity("layers.1.moe_ffn", 0.0021, True),),
-        "quality": Quality(903, 10.0, 10.05, 0.0033), "float_bytes": 4_000_000, "quantized_bytes": 1_010_000,
+        "quality": Quality(903, 10.0, 10.05, 0.0033), "float_bytes": 4_000_000, "quantized_bytes": 1_010_000, "measured": "m",
     }  # fmt: skip
     return Report(**made | changes)
 
