@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..ops import attributes_of
 from ..ops.op import OPSET
+from ..ops.quantized_experts import FLOOR, ranges_by_token
 from .inline import INLINE, placed
 from .rewrite import Context, Lowerer, Refusal, Replacement, Scope, scope_of
 
@@ -68,13 +69,7 @@ def _product(name: str, rounded: str, matrix: str) -> str:
 
 
 def _by_token(name: str, source: str) -> str:
-    return f"""
-        {name}_size = Abs ({source})
-        {name}_largest = ReduceMax <keepdims = 1> ({name}_size, last)
-        {name}_floored = Max ({name}_largest, floor)
-        {name}_step = Div ({name}_floored, most)
-        {name}_range = Mul ({name}_step, steps)
-        {name}_nominal = Div ({source}, {name}_range)
+    return f"""{ranges_by_token(name, source)}
         {name}_rounded = QuantizeLinear ({name}_nominal, nominal, middle)"""
 
 
@@ -90,7 +85,7 @@ STATIC = f"""
         out = Mul (out_wide, out_step)"""
 TOKEN = f"""
         most = Constant <value_float: float = 127.0> ()
-        floor = Constant <value_float: float = 0.00006103515625> (){_by_token("x", "x_4d")}{_product("both", "x_rounded", "w1")}
+        floor = Constant <value_float: float = {FLOOR:.17f}> (){_by_token("x", "x_4d")}{_product("both", "x_rounded", "w1")}
         both_by_token = Mul (both_wide, s1)
         both = Mul (both_by_token, x_step){SWIGLU}{_by_token("h", "h")}{_product("out", "h_rounded", "w2")}
         out_by_token = Mul (out_wide, s2)

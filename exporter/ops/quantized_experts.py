@@ -115,15 +115,15 @@ def _through_int8(name: str, source: str, scale: str) -> str:
         {name}_rounded = DequantizeLinear ({name}_int8, {scale}, zero_point)"""
 
 
-def _by_token(name: str, source: str) -> str:
-    """The token's range in 128 steps, divided out before rounding."""
+def ranges_by_token(name: str, source: str) -> str:
+    """``{name}_range``, 128 steps of each token's own size, and ``{name}_nominal``, the values with it divided out."""
     return f"""
         {name}_size = Abs ({source})
         {name}_largest = ReduceMax <keepdims = 1> ({name}_size, last)
         {name}_floored = Max ({name}_largest, floor)
         {name}_step = Div ({name}_floored, most)
         {name}_range = Mul ({name}_step, steps)
-        {name}_nominal = Div ({source}, {name}_range){_through_int8(name, f"{name}_nominal", "nominal")}"""
+        {name}_nominal = Div ({source}, {name}_range)"""
 
 
 STATIC = f"""{_through_int8("x", "x_3d", "x_scale")}
@@ -140,11 +140,11 @@ TOKEN = f"""
         floor_f32 = Constant <value_float: float = {FLOOR:.17f}> ()
         floor = CastLike (floor_f32, down_scale)
         last = Constant <value_ints: ints = [-1]> ()
-{_by_token("x", "x_3d")}
+{ranges_by_token("x", "x_3d")}{_through_int8("x", "x_nominal", "nominal")}
         both_nominal = MatMul (x_rounded, gate_up_nominal)
         both_by_token = Mul (both_nominal, gate_up_range)
         both = Mul (both_by_token, x_range){SWIGLU}
-{_by_token("h", "h")}
+{ranges_by_token("h", "h")}{_through_int8("h", "h_nominal", "nominal")}
         out_nominal = MatMul (h_rounded, down_nominal)
         out_by_token = Mul (out_nominal, down_range)
         out = Mul (out_by_token, h_range)"""
