@@ -1,14 +1,16 @@
 """``moetrt quantize``: quantise, measure on held-out prompts, keep the most sensitive segments float, report."""
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engines.prompts import read_prompts
 from engines.runtime.text import Text
+from exporter import progress
 from exporter.errors import LoadError, UsageError
 from exporter.plan import files
 from exporter.plan import manifest as records
@@ -76,23 +78,18 @@ Bars = Callable[..., AbstractContextManager[Callable[[int], None]]]
 """``bars(label, total, bytes=…)``: a bar of ``total`` steps, and what to call with each number of steps that were taken."""
 
 
-@contextmanager
-def no_bars(label: str, total: int, bytes: bool = True) -> Iterator[Callable[[int], None]]:
-    yield lambda count: None
-
-
-def quantize_with_evidence(request: AdaptiveRequest, bars: Bars = no_bars) -> Evidence:
+def quantize_with_evidence(request: AdaptiveRequest, bars: Bars = partial(progress.bar, quiet=True)) -> Evidence:
     """Write the quantised graphs and the report beside them.
 
     With a budget, everything is quantised into a temporary folder first; only what is chosen is written to ``output``.
     :raises MoetrtError: graphs, table or prompts do not allow it.
     """
-    what = request.what
-    job = plan_quantization(what)
-    rows = _held_out(request, job)
     known = _known(request)
     if known:
         return known
+    what = request.what
+    job = plan_quantization(what)
+    rows = _held_out(request, job)
     if request.max_kl is None:
         made = _perform(job, bars)
         ladder = rows and Ladder(job.ranks, what.graphs, what.output, rows)
@@ -146,16 +143,16 @@ def _finish(asked: AdaptiveRequest, made: Quantized, score: Score | None, kept: 
 
 
 def _report(measured: str, made: Quantized, quality: Quality | None, kept: tuple[str, ...]) -> Report:
-    request = made.job.request
+    request, table = made.job.request, made.job.decision.table
     modes = {name: mode for record in records.read_ranks(GraphsRank, request.output).values() if record.quantization for name, mode in record.quantization.weights.items()}
     errors = {name: error for name, error in (_known_errors(request.output) | made.errors).items() if name in modes}
     return Report(
         scheme=request.scheme,
         model=made.job.first.source.name,
         smooth=request.smooth,
-        table=made.table,
+        table=table,
         weights=tuple(WeightError(name, *error) for name, error in errors.items()),
-        activation_errors=_activation_errors(made.table, modes) if made.table else {},
+        activation_errors=_activation_errors(table, modes) if table else {},
         sensitivity=tuple(Sensitivity(name, kl, name in kept) for name, kl in made.job.sensitivity.items()),
         quality=quality,
         float_bytes=made.float_bytes,

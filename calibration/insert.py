@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
+WEIGHTS = "weights.safetensors"
 NOMINAL = 1 / 128
 """Scale of a pair around which a token's own range is divided out and multiplied in: products then stay small in float16."""
 ZERO_POINT = "zero_point.int8"
@@ -65,8 +66,7 @@ class Insertion:
         four = name in self.modes and self.scheme.bits == 4  # two values in each byte of the file
         kind, dims = ("INT4", (*place.shape[:-1], 2 * place.shape[-1])) if four else (kinds[place.dtype], place.shape)
         made = onnx.TensorProto(name=name, data_type=getattr(onnx.TensorProto, kind), dims=dims, data_location=onnx.TensorProto.EXTERNAL)
-        for key, value in (("location", "weights.safetensors"), ("offset", place.offset), ("length", place.bytes)):
-            made.external_data.add(key=key, value=str(value))
+        place.refer(made, WEIGHTS)
         return made
 
     def _linear(self, writer: "Writer", node: "onnx.NodeProto") -> None:

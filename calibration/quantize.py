@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from exporter.plan import manifest as records
 from exporter.plan.manifest import FileStamp, GraphsRank, Quantization
 
 from .calibrate import fallbacks, require_float
-from .insert import Insertion
+from .insert import WEIGHTS, Insertion
 from .schemes import STATIC, QuantScheme, find_scheme, input_mode, segment_of
 from .smooth import factors_of_weights, smoothed_table, smoothing_factors
 from .table import LEVELS, Table, read_table
@@ -22,9 +23,6 @@ from .weights import Error, Weights, array_entry, float_entry, quantised_entries
 
 if TYPE_CHECKING:
     import numpy as np
-
-WEIGHTS = "weights.safetensors"
-
 
 @dataclass(frozen=True)
 class QuantizeRequest:
@@ -54,6 +52,18 @@ class QuantizeRequest:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """All that quantising depends on, the same for every rank."""
+
+    request: QuantizeRequest
+    scheme: QuantScheme
+    table: Table | None
+    """After smoothing."""
+    factors: "dict[str, np.ndarray]"
+    """Segment → smoothing factors."""
+
+
+@dataclass(frozen=True)
 class Job:
     """What has to be done: the decision before the act."""
 
@@ -77,6 +87,15 @@ class Job:
         """Float weights that are to be read."""
         return sum(self.ranks[rank].files[self.ranks[rank].weights].bytes for rank in self.todo)
 
+    @cached_property
+    def decision(self) -> Decision:
+        """Smooths, where that was asked for: reads all weights, once."""
+        request, table, factors = self.request, self.table, {}
+        if request.smooth is not None:
+            factors = smoothing_factors(request.graphs, self.ranks, table, request.smooth, frozenset(request.float_segments))
+            table = smoothed_table(table, factors)
+        return Decision(request, find_scheme(request.scheme), table, factors)
+
     def summary(self) -> str:
         kept = f", {len(self.kept)} kept" if self.kept else ""
         return f"{self.request.output}: would quantise rank(s) {list(self.todo)} as {self.request.scheme}{kept}"
@@ -87,8 +106,6 @@ class Quantized:
     """What was done."""
 
     job: Job
-    table: Table | None
-    """After smoothing."""
     float_bytes: int
     """Weights files of all ranks, before."""
     quantized_bytes: int
@@ -99,18 +116,6 @@ class Quantized:
     def summary(self) -> str:
         kept, request = f", {len(self.job.kept)} kept" if self.job.kept else "", self.job.request
         return f"{request.output}: {len(self.job.todo)} rank(s) as {request.scheme}{kept}, weights {self.float_bytes / 1e6:.1f} → {self.quantized_bytes / 1e6:.1f} MB"
-
-
-@dataclass(frozen=True)
-class Decision:
-    """All that quantising depends on, the same for every rank."""
-
-    request: QuantizeRequest
-    scheme: QuantScheme
-    table: Table | None
-    """After smoothing."""
-    factors: "dict[str, np.ndarray]"
-    """Segment → smoothing factors."""
 
 
 def quantize(request: QuantizeRequest, sensitivity: dict[str, float] | None = None) -> Quantized:
@@ -127,17 +132,16 @@ def perform(job: Job, advance: Callable[[int], None] = lambda count: None) -> Qu
     :param advance: called with each number of bytes of float weights that were dealt with.
     :raises MoetrtError: the table lacks a range, or a matrix does not take the scheme; nothing half-written is left.
     """
-    request, decision = job.request, _decide(job)
-    errors: dict[str, list] = {}
+    request, errors = job.request, {}
     for rank in job.todo:
-        _quantize_rank(job, decision, rank, advance, errors)
+        _quantize_rank(job, rank, advance, errors)
     if request.rank is None:
         records.drop_other_ranks(request.output, job.first.plan)
     records.write_set("graphs", GraphsRank, request.output, records.share_text(request.graphs, request.output))
     after = records.read_ranks(GraphsRank, request.output)
     sizes = (sum(held[rank].files[held[rank].weights].bytes for rank in (*job.todo, *job.kept)) for held in (job.ranks, after))
     found = {name: (error.relative, before, now) for name, (error, before, now) in errors.items()}
-    return Quantized(job, decision.table, *sizes, found)
+    return Quantized(job, *sizes, found)
 
 
 def plan_quantization(request: QuantizeRequest, sensitivity: dict[str, float] | None = None) -> Job:
@@ -162,15 +166,6 @@ def plan_quantization(request: QuantizeRequest, sensitivity: dict[str, float] | 
     return Job(request, ranks, table, table_hash, sensitivity, {rank: digests[rank] for rank in wanted if rank not in kept}, kept)
 
 
-def _decide(job: Job) -> Decision:
-    """Smooth, where that was asked for."""
-    request, table, factors = job.request, job.table, {}
-    if request.smooth is not None:
-        factors = smoothing_factors(request.graphs, job.ranks, table, request.smooth, frozenset(request.float_segments))
-        table = smoothed_table(table, factors)
-    return Decision(request, find_scheme(request.scheme), table, factors)
-
-
 def _require_own(table: Table, path: Path, record: GraphsRank) -> None:
     if table.source.fingerprint != record.source.fingerprint or table.config_hash != files.digest(record.config):
         raise LoadError(
@@ -184,8 +179,8 @@ def _digest(request: QuantizeRequest, table_hash: str | None, sensitivity: dict[
     return files.digest({"moetrt": __version__, "graphs": record.request, "files": record.files, "sensitivity": sensitivity, "table": table_hash} | asked)
 
 
-def _quantize_rank(job: Job, decision: Decision, rank: int, advance: Callable[[int], None], errors: dict[str, list]) -> None:
-    request, record = job.request, job.ranks[rank]
+def _quantize_rank(job: Job, rank: int, advance: Callable[[int], None], errors: dict[str, list]) -> None:
+    request, decision, record = job.request, job.decision, job.ranks[rank]
     source = request.graphs / records.rank_folder(record.rank)
     weights = Weights(source / record.weights)
     weights.factors = factors_of_weights(decision.factors, list(weights.infos))

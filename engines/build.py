@@ -145,15 +145,10 @@ def _build_rank(request: EngineRequest, backend: Backend, record: GraphsRank, di
             progress=lambda what, part: progress(record.rank, what, part),
         )
         made = backend.build(job)
-        stamps = {path.name: _stamp(path, record) for path in sorted(folder.iterdir())}
+        stamps = {path.name: made.stamps.get(path.name) or records.stamp(path) for path in sorted(folder.iterdir())}
         files.write_record(folder / records.MANIFEST, _manifest(request, backend, record, made, stamps, digest))
     progress(record.rank, "done", 1.0)
     return sum(stamp.bytes for stamp in stamps.values())
-
-
-def _stamp(path: Path, record: GraphsRank) -> FileStamp:
-    """A file that came over as it was, from the graphs, has its stamp already: weights are not hashed twice."""
-    return record.files[path.name] if path.name == record.weights else records.stamp(path)
 
 
 def _manifest(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.plan.capabilities import Capabilities
-from exporter.plan.manifest import Assembly, GraphsRank, Lowering
+from exporter.plan.manifest import Assembly, FileStamp, GraphsRank, Lowering
 
 Progress = Callable[[str, float], None]
 """Called with what is being worked on and the part of it that is done, 0 to 1."""
@@ -43,6 +43,8 @@ class RankEngines:
     lowerings: tuple[Lowering, ...]
     refusals: dict[str, str] = field(default_factory=dict)
     """What the backend would not do → its reason."""
+    stamps: dict[str, FileStamp] = field(default_factory=dict)
+    """Files whose hash is known from their writing: they are not read again for it."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from exporter.lowering import Derived, lower
 from exporter.lowering.unsigned import unsigned_activations
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
-from exporter.plan.manifest import Assembly, GraphsRank
+from exporter.plan.manifest import Assembly, FileStamp, GraphsRank
 
 from ..runtime.session import AS_WRITTEN
 from .contract import Backend, RankBuild, RankEngines
@@ -57,16 +57,18 @@ def build(request: RankBuild) -> RankEngines:
     import onnx
 
     assembly, refusals = _assembly(request.record)
-    weights = request.folder / request.record.weights
-    _link(request.source / request.record.weights, weights)
-    derived: dict[str, Derived] = {}
-    made = {file: lower(onnx.load(request.source / file, load_external_data=False), CAPABILITIES, derived) for file in assembly.graphs.values()}
-    places = write_derived(weights, request.folder / DERIVED, derived) if derived else {}
-    for number, (file, (lowered, _)) in enumerate(made.items()):
-        request.progress(file, number / len(made))
-        _build_graph(lowered, places, request.folder / file)
-    options = OPTIONS | {"config": OPTIONS["config"] | (DEQUANTISED if _is_8_bit_weights(request.record, [lowered for lowered, _ in made.values()]) else {})}
-    return RankEngines(assembly, options, tuple(record for _, records in made.values() for record in records), refusals)
+    name, record = request.record.weights, request.record
+    _link(request.source / name, request.folder / name)
+    stamps, derived = {name: record.files[name]}, {}
+    made = [lower(onnx.load(request.source / file, load_external_data=False), CAPABILITIES, derived) for file in assembly.graphs.values()]
+    graphs, places = [lowered for lowered, _ in made], {}
+    if derived:
+        places, stamps[DERIVED] = write_derived(request.folder / name, request.folder / DERIVED, derived)
+    for number, ((launch, file), graph) in enumerate(zip(assembly.graphs.items(), graphs, strict=True)):
+        request.progress(launch, number / len(made))
+        _build_graph(graph, places, request.folder / file)
+    options = OPTIONS | {"config": AS_WRITTEN | DEQUANTISED} if _is_8_bit_weights(record, graphs) else OPTIONS
+    return RankEngines(assembly, options, tuple(one for _, records in made for one in records), refusals, stamps)
 
 
 def _assembly(record: GraphsRank) -> tuple[Assembly, dict[str, str]]:
@@ -78,16 +80,18 @@ def _assembly(record: GraphsRank) -> tuple[Assembly, dict[str, str]]:
 def _is_8_bit_weights(record: GraphsRank, graphs: "list[onnx.ModelProto]") -> bool:
     import onnx
 
-    modes = set(record.quantization.weights.values()) if record.quantization else set()
-    return modes == {"float"} and not any(tensor.data_type == onnx.TensorProto.INT4 for model in graphs for tensor in model.graph.initializer)
+    made = record.quantization
+    if made is None or not made.weights or made.rounds_activations:
+        return False
+    return not any(tensor.data_type == onnx.TensorProto.INT4 for model in graphs for tensor in model.graph.initializer)
 
 
-def write_derived(weights: Path, target: Path, derived: dict[str, Derived]) -> dict[str, Placed]:
-    """Make the tensors that kernels want in another order, an expert at a time. :returns: their places in ``target``."""
+def write_derived(weights: Path, target: Path, derived: dict[str, Derived]) -> tuple[dict[str, Placed], FileStamp]:
+    """Make the tensors that kernels want in another order, an expert at a time. :returns: their places in ``target``, and its stamp."""
     entries = [Entry(one.name, one.dtype, one.shape, partial(_pieces, weights, one)) for one in derived.values()]
     placed = layout_of(entries)
-    write_entries(target, entries, placed)
-    return {place.name: place for place in placed.tensors}
+    stamp = write_entries(target, entries, placed)
+    return {place.name: place for place in placed.tensors}, stamp
 
 
 def _pieces(weights: Path, made: Derived) -> "Iterator[np.ndarray]":
@@ -97,9 +101,7 @@ def _pieces(weights: Path, made: Derived) -> "Iterator[np.ndarray]":
 def _build_graph(lowered: "onnx.ModelProto", places: dict[str, Placed], target: Path) -> None:
     for tensor in lowered.graph.initializer:
         if tensor.name in places:
-            place = places[tensor.name]
-            for key, value in (("location", DERIVED), ("offset", place.offset), ("length", place.bytes)):
-                tensor.external_data.add(key=key, value=str(value))
+            places[tensor.name].refer(tensor, DERIVED)
     unsigned_activations(lowered)
     files.write_bytes(target, lowered.SerializeToString(deterministic=True))
     _try_open(target)

@@ -17,7 +17,7 @@ from exporter.errors import BuildError, UsageError
 from exporter.lowering import lower
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
-from exporter.plan.manifest import Assembly, GraphsRank, Lowering
+from exporter.plan.manifest import Assembly, Lowering
 from exporter.plan.signature import BATCH, CONTEXT, SELECTED, TOKENS, Signature, Tensor
 
 from .contract import Backend, Progress, RankBuild, RankEngines
@@ -119,7 +119,7 @@ def tools(backend: str) -> dict[str, str]:
 
 def build(backend: str, request: RankBuild) -> RankEngines:
     """One engine per graph of the rank's whole assembly, with the compiler's layer list beside it."""
-    assembly = request.record.whole
+    assembly, quantised = request.record.whole, request.record.quantization
     chosen = profiles(request.max_context, request.max_batch)
     graphs, signatures, lowerings = {}, {}, []
     for launch, file in assembly.graphs.items():
@@ -134,13 +134,9 @@ def build(backend: str, request: RankBuild) -> RankEngines:
         "profiles": chosen,
         "compute_capabilities": list(request.compute_capabilities) or "default",
         "communicator": "one per pipeline stage" if request.record.plan.tensor > 1 else None,
-        "experimental": EXPERIMENTAL if backend == RTX_CAPABILITIES.backend and _rounds_activations(request.record) else None,
+        "experimental": EXPERIMENTAL if backend == RTX_CAPABILITIES.backend and quantised and quantised.rounds_activations else None,
     }
     return RankEngines(Assembly(assembly.steps, graphs, signatures), files.to_json(options), tuple(lowerings))
-
-
-def _rounds_activations(record: GraphsRank) -> bool:
-    return record.quantization is not None and any(mode != "float" for mode in record.quantization.weights.values())
 
 
 def _build_graph(

@@ -4,6 +4,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
 
 PAGE = 4096
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1, "I64": 8}
@@ -20,6 +24,12 @@ class Placed:
     offset: int
     """Bytes from the start of the file: what ONNX external data asks for."""
     bytes: int
+
+    def refer(self, tensor: "onnx.TensorProto", location: str) -> None:
+        """Make an ONNX initializer refer to these bytes of the file ``location``, beside the graph."""
+        del tensor.external_data[:]
+        for key, value in (("location", location), ("offset", self.offset), ("length", self.bytes)):
+            tensor.external_data.add(key=key, value=str(value))
 
 
 @dataclass(frozen=True)

@@ -166,10 +166,7 @@ def _initializer(job: RankJob, segment: Segment, scope: str, template: "onnx.Ten
         made.name = names[local] = f"{scope}/{local}"
         return made
     made.name = names[local] = local if local.startswith("rope.") else f"{segment.name}.{local}"
-    place = job.places[made.name]
-    del made.external_data[:]
-    for key, value in (("location", WEIGHTS), ("offset", place.offset), ("length", place.bytes)):
-        made.external_data.add(key=key, value=str(value))
+    job.places[made.name].refer(made, WEIGHTS)
     return made
 
 

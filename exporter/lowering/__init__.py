@@ -56,18 +56,17 @@ def lower(model: "onnx.ModelProto", capabilities: Capabilities, derived: dict[st
         for one in replacement.derived:
             derived[one.name] = one
         graph.node.extend(_numbered(made, names) for made in replacement.nodes)
-    if derived:
-        _drop_unused(graph)
+    _drop_sources(graph, derived or {})
     opsets = {entry.domain: entry.version for entry in model.opset_import if entry.domain != DOMAIN} | domains
     for domain, version in opsets.items():
         lowered.opset_import.add(domain=domain, version=version)
     return lowered, tuple(records)
 
 
-def _drop_unused(graph: "onnx.GraphProto") -> None:
+def _drop_sources(graph: "onnx.GraphProto", derived: dict[str, Derived]) -> None:
     """Without the stored tensors in whose place derived ones stand."""
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    sources = {name for one in derived.values() for name in one.sources} - {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name not in sources]
     del graph.initializer[:]
     graph.initializer.extend(kept)
 

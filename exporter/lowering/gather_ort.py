@@ -7,8 +7,9 @@ integers and scale them alike; they differ in the order in which experts are sum
 from typing import TYPE_CHECKING
 
 from ..ops import attributes_of
+from ..ops.experts import swiglu
 from ..ops.op import OPSET
-from ..ops.quantized_experts import FLOOR, ranges_by_token
+from ..ops.quantized_experts import FLOOR, QUANTIZED_EXPERTS, ranges_by_token
 from .inline import INLINE, placed
 from .rewrite import Context, Lowerer, Refusal, Replacement, Scope, scope_of
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 KERNEL = "MatMulInteger"
 SHARE = 2
 """Gathering is taken up to one pair of token and expert for so many local experts: a gathered expert is copied first."""
-INPUTS = ("x", "experts", "weights", "gate_up", "gate_up_scale", "down", "down_scale", "x_scale", "h_scale")
 
 CHOSEN = """
         first = Constant <value_int: int = @first_expert> ()
@@ -30,7 +30,6 @@ CHOSEN = """
         steps = Constant <value_float: float = 128.0> ()
         axis_0 = Constant <value_ints: ints = [0]> ()
         axis_1 = Constant <value_ints: ints = [1]> ()
-        axis_2 = Constant <value_ints: ints = [2]> ()
         axes_12 = Constant <value_ints: ints = [1, 2]> ()
         axes_23 = Constant <value_ints: ints = [2, 3]> ()
         last = Constant <value_ints: ints = [-1]> ()
@@ -51,12 +50,7 @@ CHOSEN = """
         w2 = Gather (down, id)
         s2 = Gather (down_scale, id)
         x_4d = Unsqueeze (x, axes_12)"""
-SWIGLU = """
-        gate = Slice (both, axis_0, end, last, two)
-        up = Slice (both, axis_1, end, last, two)
-        gate_sigmoid = Sigmoid (gate)
-        gate_silu = Mul (gate, gate_sigmoid)
-        h = Mul (gate_silu, up)"""
+SWIGLU = swiglu("last")
 SUM = """
         weighted = Mul (out, weight)
         y = ReduceSum <keepdims = 0> (weighted, axes_12)"""
@@ -125,7 +119,7 @@ def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
 def _few(node: "onnx.NodeProto", activations: str, scope: Scope) -> "onnx.GraphProto":
     from onnx import parser
 
-    given = INPUTS[: len(node.input)]
+    given = QUANTIZED_EXPERTS.inputs[: len(node.input)]
     text = f'<domain: "few", opset_import: ["" : {OPSET}]>\nfew <first_expert> ({", ".join(given)}) => (y) {{\n{CHOSEN}{PRODUCTS[activations]}{SUM}\n}}'
     names = dict(zip(given, node.input, strict=True)) | {"y": scope.value("y")}
     attributes = {attribute.name: attribute for attribute in node.attribute}

@@ -69,6 +69,16 @@ def combining(counted: str, axis: str) -> str:
 """
 
 
+def swiglu(axis: str) -> str:
+    """``h`` of ``both``, whose gate and up lie interleaved along ``axis``."""
+    return f"""
+        gate = Slice (both, axis_0, end, {axis}, two)
+        up = Slice (both, axis_1, end, {axis}, two)
+        gate_sigmoid = Sigmoid (gate)
+        gate_silu = Mul (gate, gate_sigmoid)
+        h = Mul (gate_silu, up)"""
+
+
 def text(attributes: Mapping[str, Any], inputs: int) -> str:
     """Every expert for every token, then the weighted sum.
 
@@ -76,12 +86,7 @@ def text(attributes: Mapping[str, Any], inputs: int) -> str:
     """
     return f"""{combining("gate_up", "axis_1")}
         x_columns = Transpose <perm = [1, 0]> (x)
-        both = MatMul (gate_up, x_columns)
-        gate = Slice (both, axis_0, end, axis_1, two)
-        up = Slice (both, axis_1, end, axis_1, two)
-        gate_sigmoid = Sigmoid (gate)
-        gate_silu = Mul (gate, gate_sigmoid)
-        h = Mul (gate_silu, up)
+        both = MatMul (gate_up, x_columns){swiglu("axis_1")}
         out = MatMul (down, h)
         weighted = Mul (out, combine)
         y_columns = ReduceSum <keepdims = 0> (weighted, axis_0)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ExportError
-from .experts import combining
+from .experts import combining, swiglu
 from .op import Op, Shape
 
 FLOOR = 2.0**-14
@@ -88,12 +88,7 @@ NOMINAL = """
         down_range = Mul (down_scale, steps)
         gate_up_nominal = DequantizeLinear (gate_up, nominal, zero_point)
         down_nominal = DequantizeLinear (down, nominal, zero_point)"""
-SWIGLU = """
-        gate = Slice (both, axis_0, end, axis_2, two)
-        up = Slice (both, axis_1, end, axis_2, two)
-        gate_sigmoid = Sigmoid (gate)
-        gate_silu = Mul (gate, gate_sigmoid)
-        h = Mul (gate_silu, up)"""
+SWIGLU = swiglu("axis_2")
 TAIL = """
         weighted = Mul (out, combine)
         y = ReduceSum <keepdims = 0> (weighted, axis_0)"""

@@ -68,6 +68,11 @@ class Quantization:
     sensitivity: dict[str, float] = field(default_factory=dict)
     """Segment → mean KL of the logits, in nats, with it alone quantised; empty where it was not measured."""
 
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether any weight's input is quantised too."""
+        return any(mode != "float" for mode in self.weights.values())
+
 
 @dataclass(frozen=True)
 class GraphsRank:

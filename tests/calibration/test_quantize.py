@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import backends
 import numpy as np
 import onnx
 import pytest
@@ -377,13 +378,7 @@ def engines_graphs(checkpoint, tmp_path_factory):
 
 @pytest.mark.parametrize(("scheme", "family", "precision"), [("int8", "v3", "fp32"), ("int8", "v3", "fp16"), ("int8-dynamic", "v3", "fp16"), ("int8", "v2-lite", "fp16")])
 def test_tensorrt_rtx_compiles_every_quantised_product_in_int8(calibrated, engines_graphs, tmp_path, scheme, family, precision):
-    from engines.backends import load_backend
-    from exporter.errors import BuildError
-
-    try:
-        load_backend("tensorrt-rtx")
-    except BuildError as error:
-        pytest.skip(str(error))
+    backends.tensorrt_rtx()
     graphs = tmp_path / "graphs"
     quantize(QuantizeRequest(engines_graphs(precision, family), graphs, calibrated(family)[1], scheme))
     build_engines(EngineRequest(graphs, "tensorrt-rtx", tmp_path / "rtx", max_context=32, max_batch=2))
