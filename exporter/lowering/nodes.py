@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .rewrite import Scope
+from .rewrite import Derived, Scope
 
 if TYPE_CHECKING:
     import onnx
@@ -19,6 +19,14 @@ def combined_weights(writer: "NodeWriter", chosen: str, weights: str, first: int
     hit = writer.add("Equal", [writer.add("Unsqueeze", [chosen, last]), ids])
     given = writer.add("Where", [hit, writer.add("Unsqueeze", [weights, last]), writer.constant("zero", np.float32(0))])
     return writer.add("ReduceSum", [given, writer.constant("axis_1", [1])], keepdims=0)
+
+
+def placeholder(made: Derived) -> "onnx.TensorProto":
+    """An initializer whose place the backend fills in."""
+    import onnx
+
+    kind = {"U8": onnx.TensorProto.UINT8, "F32": onnx.TensorProto.FLOAT}[made.dtype]
+    return onnx.TensorProto(name=made.name, data_type=kind, dims=made.shape, data_location=onnx.TensorProto.EXTERNAL)
 
 
 def swiglu_attributes(k: int) -> dict[str, Any]:

@@ -66,6 +66,29 @@ class Context:
     capabilities: Capabilities
     derives: bool = False
     """Whether someone makes the tensors that a rewrite derives."""
+    fast: bool = False
+    """Whether a faster kernel may stand for one that computes as written."""
+
+    @cached_property
+    def makers(self) -> "dict[str, onnx.NodeProto]":
+        """Value → the node that makes it."""
+        return {name: node for node in self.graph.node for name in node.output}
+
+    @cached_property
+    def readers(self) -> "dict[str, list[onnx.NodeProto]]":
+        """Value → the nodes that read it."""
+        found: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.graph.node:
+            for name in dict.fromkeys(node.input):
+                found.setdefault(name, []).append(node)
+        return found
+
+    @cached_property
+    def initializers(self) -> "dict[str, onnx.TensorProto]":
+        return {tensor.name: tensor for tensor in self.graph.initializer}
+
+    def maker(self, name: str) -> "onnx.NodeProto | None":
+        return self.makers.get(name)
 
     @cached_property
     def values(self) -> dict[str, Value]:
