@@ -14,6 +14,7 @@ from exporter.checkpoint.reader import stored_array
 from exporter.checkpoint.writer import Entry, layout_of, write_entries
 from exporter.errors import BuildError
 from exporter.lowering import Derived, lower
+from exporter.lowering.shapes import shapes_from_inputs
 from exporter.lowering.unsigned import unsigned_activations
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 CAPABILITIES = Capabilities(
     backend="ort",
-    kernels=frozenset({"com.microsoft.MoE", "com.microsoft.QMoE", "com.microsoft.MatMulNBits", "MatMulInteger"}),
+    kernels=frozenset({"com.microsoft.MoEGroupRouter", "com.microsoft.MoE", "com.microsoft.QMoE", "com.microsoft.MatMulNBits", "MatMulInteger"}),
     dtypes=frozenset({"fp32", "fp16"}),
     collectives_inside=False,
     needs_gpu_to_run=False,
@@ -105,6 +106,7 @@ def _build_graph(lowered: "onnx.ModelProto", places: dict[str, Placed], target: 
     for tensor in lowered.graph.initializer:
         if tensor.name in places:
             places[tensor.name].refer(tensor, DERIVED)
+    shapes_from_inputs(lowered)
     unsigned_activations(lowered)
     files.write_bytes(target, lowered.SerializeToString(deterministic=True))
     _try_open(target)

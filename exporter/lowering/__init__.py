@@ -19,6 +19,7 @@ from .linear_ort import LINEAR, NBITS_ORT, is_linear
 from .moe_ort import MOE_ORT
 from .qmoe_ort import QMOE_ORT
 from .rewrite import Context, Derived, Lowerer, Refusal, Replacement
+from .router_ort import ROUTER_ORT
 
 if TYPE_CHECKING:
     import onnx
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LOWERINGS", "Context", "Derived", "Lowerer", "Refusal", "Replacement", "lower"]
 
 LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
-    "Route": (INLINE,),
+    "Route": (ROUTER_ORT, INLINE),
     "Experts": (MOE_ORT, INLINE),
     "QuantizedExperts": (QMOE_ORT, GATHER_ORT, INLINE),
     LINEAR: (NBITS_ORT, AS_WRITTEN),

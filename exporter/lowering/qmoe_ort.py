@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..ops import attributes_of
 from .linear_ort import INT8
-from .nodes import NodeWriter, combined_weights, placeholder, swiglu_attributes
+from .nodes import NodeWriter, combined_weights, placeholder, swiglu_attributes, whole_choice
 from .packing import BLOCKS, block_of, derived_rows, derived_scales
 from .rewrite import Context, Derived, Lowerer, Refusal, Replacement, scope_of
 
@@ -41,18 +41,20 @@ def refuses(node: "onnx.NodeProto", context: Context) -> Refusal | None:
 def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
     import onnx
 
-    writer, attributes, bits = NodeWriter(scope_of(node)), attributes_of(node), _bits(node, context)
-    x, chosen, weights, gate_up, gate_up_scale, down, down_scale = node.input[:7]
+    writer, bits = NodeWriter(scope_of(node)), _bits(node, context)
+    x, chosen, _, gate_up, gate_up_scale, down, down_scale = node.input[:7]
     count, top_k = context.value(gate_up).shape[0], context.value(chosen).shape[1]
     block = _block(node, context)
-    derived = tuple(made for pair in ((gate_up, gate_up_scale), (down, down_scale)) for made in _derived(*pair, bits, block, context))
-    combine = combined_weights(writer, chosen, weights, attributes["first_expert"], count)
+    whole = whole_choice(node, context, count)
+    # A choice of the kernel's own making has shares for weights: their scale goes into the second matrix.
+    derived = (*_derived(gate_up, gate_up_scale, bits, block, context), *_derived(down, down_scale, bits, block, context, whole.scale if whole else 1.0))
+    choice = whole.logarithms if whole else combined_weights(writer, node, context, count)
     kind = context.value(gate_up_scale).dtype
     wide = x if kind == onnx.TensorProto.FLOAT else writer.add("Cast", [x], to=onnx.TensorProto.FLOAT)
     names = [made.name for made in derived]
-    operands = [wide, combine, names[0], names[1], "", names[2], names[3], *[""] * 7, combine]
+    operands = [wide, choice, names[0], names[1], "", names[2], names[3], *([] if whole else [*[""] * 7, choice])]
     narrow = kind != onnx.TensorProto.FLOAT
-    extra = swiglu_attributes(min(top_k, count)) | ({"block_size": block} if block else {}) | ({"accuracy_level": INT8} if context.fast and bits == 4 else {})
+    extra = swiglu_attributes(min(top_k, count)) | {"normalize_routing_weights": int(whole is not None)} | ({"block_size": block} if block else {}) | ({"accuracy_level": INT8} if context.fast and bits == 4 else {})
     y = writer.add("QMoE", operands, None if narrow else node.output[0], expert_weight_bits=bits, **extra)
     if narrow:
         writer.add("Cast", [y], node.output[0], to=kind)
@@ -71,11 +73,11 @@ def _block(node: "onnx.NodeProto", context: Context) -> int:
     return given or (context.fast and block_of(*(context.value(node.input[place]).shape[1] for place in (3, 5)))) or 0
 
 
-def _derived(weight: str, scale: str, bits: int, block: int, context: Context) -> tuple[Derived, Derived]:
+def _derived(weight: str, scale: str, bits: int, block: int, context: Context, factor: float = 1.0) -> tuple[Derived, Derived]:
     """``[E, in, out]`` of signed values as unsigned ``[E, out, in]``; scales ``[E, 1 or blocks, out]`` as ``[E, out]`` or ``[E, out, blocks]``."""
     shape, scales = context.value(weight).shape, context.value(scale).shape
     repeats = shape[1] // block // scales[1] if block else 0
-    return derived_rows(weight, shape, bits, (shape[1] * bits // 8,)), derived_scales(scale, scales, repeats)
+    return derived_rows(weight, shape, bits, (shape[1] * bits // 8,)), derived_scales(scale, scales, repeats, factor)
 
 
 QMOE_ORT = Lowerer("qmoe_ort", refuses, rewrite)
