@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.backends.ort import CAPABILITIES
+from engines.backends.ort import CPU
 from engines.runtime.session import AS_WRITTEN, Session, value_of, zeros
 from exporter.lowering import lower
 from exporter.plan import manifest as records
@@ -151,7 +151,7 @@ def open_segment(folder: Path, record: GraphsRank, name: str, taps: Sequence[str
     import onnx
 
     where = folder / records.rank_folder(record.rank)
-    model, _ = lower(onnx.load(where / record.segments.graphs[name], load_external_data=False), CAPABILITIES)
+    model, _ = lower(onnx.load(where / record.segments.graphs[name], load_external_data=False), CPU)
     signature = record.segments.signatures[name]
     made = {output for node in model.graph.node for output in node.output} - {tensor.name for tensor in signature.outputs}
     known = _element_types(model.graph, record)

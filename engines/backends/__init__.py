@@ -3,10 +3,10 @@
 from exporter.errors import UsageError
 
 from .contract import Backend
-from .ort import ORT
+from .ort import ORT, ORT_CUDA
 from .tensorrt import TENSORRT, TENSORRT_RTX
 
-BACKENDS: dict[str, Backend] = {backend.capabilities.backend: backend for backend in (ORT, TENSORRT, TENSORRT_RTX)}
+BACKENDS: dict[str, Backend] = {backend.capabilities.backend: backend for backend in (ORT, ORT_CUDA, TENSORRT, TENSORRT_RTX)}
 
 
 def find_backend(name: str) -> Backend:

@@ -1,7 +1,6 @@
-"""ONNX Runtime on a CPU: lowered graphs beside the rank's weights, which sessions map rather than read."""
+"""ONNX Runtime on a CPU or on CUDA: lowered graphs beside the rank's weights, which sessions map rather than read."""
 
 import importlib
-import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator
@@ -27,17 +26,33 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
-CAPABILITIES = Capabilities(
+CPU = Capabilities(
     backend="ort",
-    kernels=frozenset({"com.microsoft.MoEGroupRouter", "com.microsoft.MoE", "com.microsoft.QMoE", "com.microsoft.MatMulNBits", "MatMulInteger"}),
+    kernels=frozenset({
+        "com.microsoft.MoEGroupRouter", "com.microsoft.MoE", "com.microsoft.QMoE", "com.microsoft.QMoE/router_weights",
+        "com.microsoft.MatMulNBits", "com.microsoft.MatMulNBits/int8", "MatMulInteger",
+    }),
     dtypes=frozenset({"fp32", "fp16"}),
     collectives_inside=False,
     needs_gpu_to_run=False,
     extra="ort",
+    kernel_dtypes={f"com.microsoft.{kernel}": frozenset({"fp32"}) for kernel in ("MoE", "QMoE", "MatMulNBits")},
+)  # fmt: skip
+CUDA = Capabilities(
+    backend="ort-cuda",
+    kernels=frozenset({"com.microsoft.MoEGroupRouter", "com.microsoft.MoE", "com.microsoft.QMoE", "com.microsoft.MatMulNBits"}),
+    dtypes=frozenset({"fp32", "fp16"}),
+    collectives_inside=False,
+    needs_gpu_to_run=True,
+    extra="ort-cuda",
+    kernel_dtypes={f"com.microsoft.{kernel}": frozenset({"fp16"}) for kernel in ("QMoE", "MatMulNBits")},
 )
 DERIVED = "lowered.safetensors"
 """Weights in the order that ONNX Runtime's kernels want, beside the portable ones."""
-OPTIONS: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "config": AS_WRITTEN}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ort": {"providers": ["CPUExecutionProvider"], "config": AS_WRITTEN},
+    "ort-cuda": {"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"], "config": AS_WRITTEN},
+}
 """What sessions are opened with; ``config`` are ONNX Runtime's session configuration entries."""
 FAST = "kernels that round activations in blocks of their own stand where the scheme has none, or others: build without --fast for what was calibrated"
 """What a manifest says of engines that need not compute as their graphs are written."""
@@ -46,16 +61,16 @@ DEQUANTISED = {"session.disable_quant_qdq": "1"}
 times as slow; experts, nearly all of the bytes, stay in 8 bits."""
 
 
-def tools() -> dict[str, str]:
+def tools(backend: str) -> dict[str, str]:
     for name in ("onnx", "onnxruntime"):
         try:
             importlib.import_module(name)
         except ImportError as cause:
-            raise BuildError(f"the backend ort needs {name}, which cannot be imported: {cause}.", hint="pip install 'moetrt[ort]'") from cause
-    return {name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime")}
+            raise BuildError(f"the backend {backend} needs {name}, which cannot be imported: {cause}.", hint=f"pip install 'moetrt[{backend}]'") from cause
+    return {name: importlib.import_module(name).__version__ for name in ("onnx", "onnxruntime")}
 
 
-def build(request: RankBuild) -> RankEngines:
+def build(able: Capabilities, request: RankBuild) -> RankEngines:
     """Lower each graph of the rank's assembly, and open it once to see that ONNX Runtime takes it."""
     import onnx
 
@@ -63,22 +78,33 @@ def build(request: RankBuild) -> RankEngines:
     name, record = request.record.weights, request.record
     _link(request.source / name, request.folder / name)
     stamps, derived = {name: record.files[name]}, {}
-    made = [lower(onnx.load(request.source / file, load_external_data=False), CAPABILITIES, derived, request.fast) for file in assembly.graphs.values()]
+    made = [lower(onnx.load(request.source / file, load_external_data=False), able, derived, request.fast) for file in assembly.graphs.values()]
     graphs, places = [lowered for lowered, _ in made], {}
     if derived:
         places, stamps[DERIVED] = write_derived(request.folder / name, request.folder / DERIVED, derived)
+    opens = able.backend == "ort" or "CUDAExecutionProvider" in _providers()
     for number, ((launch, file), graph) in enumerate(zip(assembly.graphs.items(), graphs, strict=True)):
         request.progress(launch, number / len(made))
-        _build_graph(graph, places, request.folder / file)
-    options = OPTIONS | ({"fast": FAST} if request.fast else {})
+        _write_graph(graph, places, request.folder / file, able)
+        if opens:
+            _try_open(request.folder / file, OPTIONS[able.backend]["providers"])
+    if not opens:
+        refusals["opening"] = "ONNX Runtime has no CUDAExecutionProvider here: these graphs were written, not opened"
+    options = OPTIONS[able.backend] | ({"fast": FAST} if request.fast else {})
     options |= {"config": AS_WRITTEN | DEQUANTISED} if _is_8_bit_weights(record, graphs) else {}
     return RankEngines(assembly, options, tuple(one for _, records in made for one in records), refusals, stamps)
+
+
+def _providers() -> list[str]:
+    import onnxruntime
+
+    return onnxruntime.get_available_providers()
 
 
 def _assembly(record: GraphsRank) -> tuple[Assembly, dict[str, str]]:
     if record.plan.tensor == 1:
         return record.whole, {}
-    return record.segments, {"one graph per rank": "ONNX Runtime on a CPU has no collectives; the chain sums between segments"}
+    return record.segments, {"one graph per rank": "ONNX Runtime has no collectives of ours; the chain sums between segments"}
 
 
 def _is_8_bit_weights(record: GraphsRank, graphs: "list[onnx.ModelProto]") -> bool:
@@ -102,17 +128,17 @@ def _pieces(weights: Path, made: Derived) -> "Iterator[np.ndarray]":
     return made.make(*(stored_array(weights, name) for name in made.sources))
 
 
-def _build_graph(lowered: "onnx.ModelProto", places: dict[str, Placed], target: Path) -> None:
+def _write_graph(lowered: "onnx.ModelProto", places: dict[str, Placed], target: Path, able: Capabilities) -> None:
     for tensor in lowered.graph.initializer:
         if tensor.name in places:
             places[tensor.name].refer(tensor, DERIVED)
     shapes_from_inputs(lowered)
-    unsigned_activations(lowered)
+    if able is CPU:
+        unsigned_activations(lowered)
     files.write_bytes(target, lowered.SerializeToString(deterministic=True))
-    _try_open(target)
 
 
-def _try_open(path: Path) -> None:
+def _try_open(path: Path, providers: list[str]) -> None:
     """Open a session as cheaply as can be: no optimisation and no repacking, so that weights stay mapped."""
     import onnxruntime
 
@@ -122,7 +148,7 @@ def _try_open(path: Path) -> None:
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
-        onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as cause:  # ONNX Runtime's exceptions share no base of their own
         raise BuildError(f"ONNX Runtime cannot open {path.name}: {cause}") from cause
 
@@ -135,4 +161,5 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-ORT = Backend(CAPABILITIES, tools, build, substitutes=True)
+ORT = Backend(CPU, partial(tools, "ort"), partial(build, CPU), substitutes=True)
+ORT_CUDA = Backend(CUDA, partial(tools, "ort-cuda"), partial(build, CUDA), substitutes=True)

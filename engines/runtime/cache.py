@@ -61,15 +61,15 @@ def _array(buffer: Any) -> "np.ndarray":
     return buffer.numpy()
 
 
-def allocate_cache(assemblies: dict[int, Assembly], batch: int, context: int) -> Cache:
+def allocate_cache(assemblies: dict[int, Assembly], batch: int, context: int, device: str = "cpu") -> Cache:
     """Zeroed buffers: what was never written must be finite, since its weight of zero is multiplied all the same."""
-    return Cache(batch, context, {rank: _buffers(assembly, batch, context) for rank, assembly in assemblies.items()})
+    return Cache(batch, context, {rank: _buffers(assembly, batch, context, device) for rank, assembly in assemblies.items()})
 
 
-def _buffers(assembly: Assembly, batch: int, context: int) -> dict[str, Any]:
+def _buffers(assembly: Assembly, batch: int, context: int, device: str) -> dict[str, Any]:
     sizes = {BATCH: batch, CONTEXT: context}
     return {
-        tensor.name: zeros(tuple(sizes.get(dim, dim) for dim in tensor.shape), tensor.dtype)
+        tensor.name: zeros(tuple(sizes.get(dim, dim) for dim in tensor.shape), tensor.dtype, device)
         for signature in assembly.signatures.values()
         for tensor in signature.state_inputs
     }

@@ -15,7 +15,7 @@ from .collectives import Aborted, Collectives
 from .generate import chunks, generate
 from .sampling import Sampling
 from .serving import Completion, Request, serve
-from .session import Session, value_of
+from .session import Session, device_of, value_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,9 @@ class RankRunner:
 
     def __init__(self, rank: int, folder: Path, assembly: Assembly, options: dict[str, Any], threads: int) -> None:
         self.rank, self.assembly = rank, assembly
-        self.sessions = {name: Session(folder / file, assembly.signatures[name], threads, options) for name, file in assembly.graphs.items()}
+        hosted = frozenset(_hosted(assembly))
+        self.sessions = {name: Session(folder / file, assembly.signatures[name], threads, options, hosted) for name, file in assembly.graphs.items()}
+        self.device = device_of(options)
 
     def walk(self, values: dict[str, Any], states: dict[str, Any], collectives: Collectives, observer: Observer | None) -> dict[str, Any]:
         """Take every step. :returns: all values at the end."""
@@ -48,6 +50,17 @@ class RankRunner:
             if observer:
                 observer(self.rank, step, values)
         return values
+
+
+def _hosted(assembly: Assembly) -> Iterator[str]:
+    """Results that the host reads: logits, and what other ranks get."""
+    yield "logits"
+    for step in assembly.steps:
+        match step:
+            case AllReduce(value, _) | AllGather(value, _):
+                yield value
+            case Send(names):
+                yield from names
 
 
 class Chain:
@@ -80,7 +93,7 @@ class Chain:
         """
         context = cache_length(tokens, self.max_context)
         if self.kept is None or (self.kept.batch, self.kept.context) != (batch, context):
-            self.kept = allocate_cache({rank: runner.assembly for rank, runner in self.runners.items()}, batch, context)
+            self.kept = allocate_cache({rank: runner.assembly for rank, runner in self.runners.items()}, batch, context, self.runners[0].device)
         return self.kept
 
     def step(
@@ -97,6 +110,8 @@ class Chain:
         collectives = Collectives(self.plan)
         given = {"token_ids": value_of(token_ids), "start": value_of(start), "select": value_of(select)}
         with self.lock:
+            if len(self.runners) == 1:
+                return self._walk(self.runners[0], given, cache.ranks[0], collectives, observer)["logits"].numpy().copy()
             futures = [
                 self.pool.submit(self._walk, runner, dict(given), cache.ranks[rank], collectives, observer) for rank, runner in self.runners.items()
             ]

@@ -11,7 +11,7 @@ from exporter.plan.manifest import EngineRank, GraphsRank
 from .chain import Chain, RankRunner
 from .session import AS_WRITTEN
 
-RUNNABLE = ("ort",)
+RUNNABLE = ("ort", "ort-cuda")
 """Backends whose engines this runtime can run."""
 
 

@@ -1,5 +1,6 @@
 """One graph of one rank, opened on ONNX Runtime: values in by name, values out by name, caches in place."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,32 +31,47 @@ class Session:
     :param path: the graph's file; or the graph itself, whose weights lie where ``options`` say.
     :param threads: threads within one operator.
     :param options: what the engine's manifest recorded (see ``engines.backends.ort``); defaults for portable graphs.
+    :param hosted: results that are read by the host; others stay where they are made.
     """
 
-    def __init__(self, path: Path | bytes, signature: Signature, threads: int, options: dict[str, Any] | None = None) -> None:
+    def __init__(self, path: Path | bytes, signature: Signature, threads: int, options: dict[str, Any] | None = None, hosted: Collection[str] = ()) -> None:
         ort, options = onnxruntime(), options or {}
-        self.signature = signature
+        self.signature, self.device = signature, device_of(options)
         self.session = _open(ort, path, threads, options)
         self.states = {state.input: state.output for state in signature.states}
-        self.results = [tensor.name for tensor in signature.outputs if tensor.name not in self.states.values()]
+        self.inputs = [tensor.name for tensor in signature.inputs if tensor.name not in self.states]
+        self.results = [(tensor.name, "cpu" if tensor.name in hosted else self.device) for tensor in signature.outputs if tensor.name not in self.states.values()]
+        self.binding, self.bound = self.session.io_binding(), None
 
     def run(self, values: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
         """Outputs by name, as OrtValues.
 
         :param values: OrtValues by name; those that the graph does not read are left alone.
-        :param states: buffers by input name; each is read and written in place.
+        :param states: buffers by input name; each is read and written in place. What they are bound to stays bound.
         """
-        binding = self.session.io_binding()
-        for tensor in self.signature.inputs:
-            if tensor.name in self.states:
-                binding.bind_ortvalue_input(tensor.name, states[tensor.name])
-                binding.bind_ortvalue_output(self.states[tensor.name], states[tensor.name])
-            else:
-                binding.bind_ortvalue_input(tensor.name, values[tensor.name])
-        for name in self.results:
-            binding.bind_output(name)
+        binding = self.binding
+        if self.bound is not states:
+            self._bind(states)
+        for name in self.inputs:
+            binding.bind_ortvalue_input(name, values[name])
+        for name, device in self.results:
+            binding.bind_output(name, device)
         self.session.run_with_iobinding(binding)
-        return dict(zip(self.results, binding.get_outputs()[len(self.states) :], strict=True))
+        made = binding.get_outputs()[len(self.states) :]
+        return {name: value for (name, _), value in zip(self.results, made, strict=True)}
+
+    def _bind(self, states: dict[str, Any]) -> None:
+        self.binding.clear_binding_inputs()
+        self.binding.clear_binding_outputs()
+        for name, result in self.states.items():
+            self.binding.bind_ortvalue_input(name, states[name])
+            self.binding.bind_ortvalue_output(result, states[name])
+        self.bound = states
+
+
+def device_of(options: dict[str, Any]) -> str:
+    """Where an engine's values lie, as ONNX Runtime names it."""
+    return "cuda" if options.get("providers", [""])[0] == "CUDAExecutionProvider" else "cpu"
 
 
 def _open(ort: Any, path: Path | bytes, threads: int, options: dict[str, Any]) -> Any:
@@ -79,7 +95,9 @@ def value_of(array: "np.ndarray") -> Any:
     return onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
-def zeros(shape: tuple[int, ...], dtype: str) -> Any:
+def zeros(shape: tuple[int, ...], dtype: str, device: str = "cpu") -> Any:
+    """Memory of a chain's own. :param dtype: as a signature names it."""
     import numpy as np
 
-    return value_of(np.zeros(shape, dtype))
+    made = np.zeros(shape, dtype)
+    return value_of(made) if device == "cpu" else onnxruntime().OrtValue.ortvalue_from_numpy(made, device, 0)

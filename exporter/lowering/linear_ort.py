@@ -7,8 +7,8 @@ is taken only where the builder may substitute, and rounds each block of activat
 
 from typing import TYPE_CHECKING
 
-from .nodes import NodeWriter, placeholder
-from .packing import block_of, derived_rows, derived_scales
+from .nodes import PRECISIONS, NodeWriter, placeholder
+from .packing import STORED, block_of, derived_rows, derived_scales
 from .rewrite import Context, Lowerer, Refusal, Replacement, Scope
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 KERNEL = "com.microsoft.MatMulNBits"
 LINEAR = "QuantizedLinear"
 """What a ``MatMul`` by a dequantised matrix is called among lowerings."""
-FLOAT32, INT8 = 1, 4
+ROUNDS = "com.microsoft.MatMulNBits/int8"
+"""Whether the kernel is fast with 8-bit weights only where it rounds activations: so the one for CPUs."""
+EXACT, INT8 = 1, 4
 """The kernel's accuracy levels: activations as they are, and in blocks of int8."""
 
 
@@ -38,9 +40,9 @@ def refuses(node: "onnx.NodeProto", context: Context) -> Refusal | None:
     if source is not None and source.op_type == "DequantizeLinear":
         return Refusal("activations are rounded already: the pair is one product of integers as it stands")
     weight, scale = (context.initializers[name] for name in matrix.input[:2])
-    if scale.data_type != TensorProto.FLOAT:
-        return Refusal(f"the kernel is slow in {TensorProto.DataType.Name(scale.data_type)}")
-    if weight.data_type != TensorProto.INT4 and not context.fast:
+    if not context.capabilities.computes(KERNEL, PRECISIONS[scale.data_type]):
+        return Refusal(f"the kernel does not compute in {PRECISIONS[scale.data_type]}")
+    if weight.data_type != TensorProto.INT4 and not context.fast and context.capabilities.has(ROUNDS):
         return Refusal("the kernel rounds activations of 8-bit weights; build --fast allows that")
     if _block(matrix, weight) is None:
         return Refusal(f"{weight.dims[0]} inputs are no multiple of a block that the kernel takes")
@@ -57,7 +59,7 @@ def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
     bits, block, (inputs, outputs) = 4 if weight.data_type == TensorProto.INT4 else 8, _block(matrix, weight), weight.dims
     blocks = inputs // block
     stored = tuple(scale.dims) if len(scale.dims) == 2 else (1, *scale.dims)
-    derived = (derived_rows(weight.name, (inputs, outputs), bits, (blocks, block * bits // 8)), derived_scales(scale.name, stored, blocks // stored[0]))
+    derived = (derived_rows(weight.name, (inputs, outputs), bits, (blocks, block * bits // 8)), derived_scales(scale.name, stored, blocks // stored[0], dtype=STORED[PRECISIONS[scale.data_type]]))
     writer = NodeWriter(Scope(node.name.rpartition("/")[0]))
     writer.add(
         "MatMulNBits",
@@ -68,7 +70,7 @@ def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
         N=outputs,
         bits=bits,
         block_size=block,
-        accuracy_level=INT8 if context.fast else FLOAT32,
+        accuracy_level=INT8 if context.fast else EXACT,
     )
     return Replacement(tuple(writer.nodes), tuple(map(placeholder, derived)), {"com.microsoft": 1}, derived)
 

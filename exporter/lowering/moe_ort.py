@@ -7,17 +7,13 @@ expert has the sum zero.
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from .nodes import NodeWriter, combined_weights, swiglu_attributes, whole_choice
+from .nodes import FLOAT32, PRECISIONS, NodeWriter, cast, logarithms_and_factor, swiglu_attributes
 from .rewrite import Context, Lowerer, Refusal, Replacement, scope_of
 
 if TYPE_CHECKING:
     import onnx
 
 KERNEL = "com.microsoft.MoE"
-FLOOR = 1e-20
-"""Stands for the weight zero: its logarithm is finite, its share of a softmax is nothing."""
 
 
 def refuses(node: "onnx.NodeProto", context: Context) -> Refusal | None:
@@ -28,7 +24,7 @@ def refuses(node: "onnx.NodeProto", context: Context) -> Refusal | None:
     weights, chosen = context.value(node.input[3]), context.value(node.input[1])
     if weights.shape is None or not isinstance(weights.shape[0], int):
         return Refusal("the number of local experts is not known")
-    if weights.dtype not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+    if _computed_in(weights.dtype, context) is None:
         return Refusal(f"the kernel computes float32 and float16, not {TensorProto.DataType.Name(weights.dtype or 0)}")
     if chosen.shape is None or not isinstance(chosen.shape[1], int):
         return Refusal("the number of experts per token is not known")
@@ -36,29 +32,27 @@ def refuses(node: "onnx.NodeProto", context: Context) -> Refusal | None:
 
 
 def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
-    from onnx import TensorProto
-
     writer = NodeWriter(scope_of(node))
     x, chosen, _, gate_up, down = node.input
-    count, top_k = context.value(gate_up).shape[0], context.value(chosen).shape[1]
-    whole = whole_choice(node, context, count)
-    logarithm, total = (whole.logarithms, writer.constant("scale", np.float32(whole.scale))) if whole else _logarithm_and_sum(writer, node, context, count)
-    # The kernel exists in float32 alone. Casts that stand in the graph are folded into the weights once, at load;
-    # those that ONNX Runtime would insert come after folding, and run each time.
-    half = context.value(gate_up).dtype == TensorProto.FLOAT16
-    x, gate_up, down = (writer.add("Cast", [value], to=TensorProto.FLOAT) if half else value for value in (x, gate_up, down))
-    mixed = writer.add("MoE", [x, logarithm, gate_up, "", down], **swiglu_attributes(min(top_k, count)))
-    y = writer.add("Mul", [mixed, total], output=None if half else node.output[0])
-    if half:
-        writer.add("Cast", [y], output=node.output[0], to=TensorProto.FLOAT16)
+    count, top_k, given = context.value(gate_up).shape[0], context.value(chosen).shape[1], context.value(gate_up).dtype
+    inner = _computed_in(given, context)
+    logarithm, factor = logarithms_and_factor(writer, node, context, count)
+    # Casts that stand in the graph are folded into the weights once, at load; those that ONNX Runtime would insert come
+    # after folding, and run each time.
+    x, gate_up, down = (cast(writer, value, given, inner) for value in (x, gate_up, down))
+    mixed = writer.add("MoE", [x, cast(writer, logarithm, FLOAT32, inner), gate_up, "", down], **swiglu_attributes(min(top_k, count)))
+    alike = inner == given
+    y = writer.add("Mul", [mixed, cast(writer, factor, FLOAT32, inner)], output=node.output[0] if alike else None)
+    if not alike:
+        cast(writer, y, inner, given, node.output[0])
     return Replacement(tuple(writer.nodes), tuple(writer.initializers), {"com.microsoft": 1})
 
 
-def _logarithm_and_sum(writer: NodeWriter, node: "onnx.NodeProto", context: Context, count: int) -> tuple[str, str]:
-    """Of each token's weights for local experts: *shape* ``(tokens, count)`` and ``(tokens, 1)``."""
-    combine = combined_weights(writer, node, context, count)
-    logarithm = writer.add("Log", [writer.add("Max", [combine, writer.constant("floor", np.float32(FLOOR))])])
-    return logarithm, writer.add("ReduceSum", [combine, writer.constant("axis_1", [1])], keepdims=1)
+def _computed_in(dtype: int | None, context: Context) -> int | None:
+    """The float type that the kernel computes experts of ``dtype`` in: theirs, or float32 for float16."""
+    if dtype in PRECISIONS and context.capabilities.computes(KERNEL, PRECISIONS[dtype]):
+        return dtype
+    return FLOAT32 if PRECISIONS.get(dtype) == "fp16" else None
 
 
 MOE_ORT = Lowerer("moe_ort", refuses, rewrite)

@@ -10,6 +10,10 @@ from .rewrite import Context, Derived, Scope, Scores
 if TYPE_CHECKING:
     import onnx
 
+PRECISIONS = {1: "fp32", 10: "fp16", 16: "bf16"}
+"""Float types as ``onnx.TensorProto`` counts them."""
+FLOAT32 = 1
+
 
 def combined_weights(writer: "NodeWriter", node: "onnx.NodeProto", context: Context, count: int) -> str:
     """Each token's weight for each of ``count`` local experts. *Shape:* float32 ``(tokens, count)``.
@@ -36,18 +40,41 @@ def _weights_of(writer: "NodeWriter", scores: Scores, first: int, count: int) ->
     return shares if scores.scale == 1 else writer.add("Mul", [shares, writer.constant("scale", np.float32(scores.scale))])
 
 
+FLOOR = 1e-20
+"""Stands for the weight zero: its logarithm is finite, its share of a softmax is nothing."""
+
+
+def logarithms_and_factor(writer: "NodeWriter", node: "onnx.NodeProto", context: Context, count: int) -> tuple[str, str]:
+    """What a kernel that takes a softmax of its choice makes the weights of, and what they are to be multiplied by then.
+
+    *Shape:* float32 ``(tokens, count)``, and one that broadcasts to ``(tokens, 1)``: the weights' sum, zero for a token
+    without a local expert.
+    """
+    whole = whole_choice(node, context, count)
+    if whole:
+        return whole.logarithms, writer.constant("scale", np.float32(whole.scale))
+    combine = combined_weights(writer, node, context, count)
+    logarithm = writer.add("Log", [writer.add("Max", [combine, writer.constant("floor", np.float32(FLOOR))])])
+    return logarithm, writer.add("ReduceSum", [combine, writer.constant("axis_1", [1])], keepdims=1)
+
+
 def whole_choice(node: "onnx.NodeProto", context: Context, count: int) -> Scores | None:
     """The choice as a kernel gives it, where all experts are local and weights are shares: a kernel's own softmax gives those."""
     scores = context.scores.get(node.input[1])
     return scores if scores and scores.normalize and scores.experts == count else None
 
 
+def cast(writer: "NodeWriter", value: str, now: int, wanted: int, output: str | None = None) -> str:
+    """``value`` in another float type, or itself; under the name ``output``, which a cast of a type to itself is given too."""
+    return value if now == wanted and output is None else writer.add("Cast", [value], output, to=wanted)
+
+
 def placeholder(made: Derived) -> "onnx.TensorProto":
     """An initializer whose place the backend fills in."""
     import onnx
 
-    kind = {"U8": onnx.TensorProto.UINT8, "F32": onnx.TensorProto.FLOAT}[made.dtype]
-    return onnx.TensorProto(name=made.name, data_type=kind, dims=made.shape, data_location=onnx.TensorProto.EXTERNAL)
+    kind = {"U8": "UINT8", "F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}[made.dtype]
+    return onnx.TensorProto(name=made.name, data_type=getattr(onnx.TensorProto, kind), dims=made.shape, data_location=onnx.TensorProto.EXTERNAL)
 
 
 def swiglu_attributes(k: int) -> dict[str, Any]:

@@ -6,12 +6,17 @@ Each function gives a tensor in pieces along its first axis, as :class:`~.rewrit
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import ml_dtypes  # noqa: F401  (teaches numpy the name bfloat16)
 import numpy as np
 
 from .rewrite import Derived
 
 BLOCKS = (128, 64, 32)
 """Inputs that share a scale, where a kernel wants blocks and the weights have a scale for all inputs: the largest that divides them."""
+
+
+STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+"""Precision → dtype as safetensors names it."""
 
 
 def block_of(*inputs: int) -> int | None:
@@ -28,13 +33,13 @@ def derived_rows(weight: str, shape: tuple[int, ...], bits: int, tail: tuple[int
     return Derived(f"{weight}.rows", "U8", (*shape[:-2], shape[-1], *tail), (weight,), _rows4 if bits == 4 else _rows8)
 
 
-def derived_scales(scale: str, shape: tuple[int, ...], repeats: int, factor: float = 1.0) -> Derived:
+def derived_scales(scale: str, shape: tuple[int, ...], repeats: int, factor: float = 1.0, dtype: str = "F32") -> Derived:
     """``scale``, ``(…, blocks, outputs)``, as ``(…, outputs, blocks · repeats)``: a scale for all inputs is told for each block.
 
     :param repeats: 0 where the kernel takes one scale for each output, without an axis for blocks.
     """
     turned = (shape[-1], shape[-2] * repeats) if repeats else (shape[-1],)
-    return Derived(f"{scale}.rows", "F32", (*shape[:-2], *turned), (scale,), partial(_scales, repeats=max(repeats, 1), factor=factor))
+    return Derived(f"{scale}.rows", dtype, (*shape[:-2], *turned), (scale,), partial(_scales, repeats=max(repeats, 1), factor=factor, dtype=dtype))
 
 
 def _each(pack: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> Iterator[np.ndarray]:
@@ -55,6 +60,7 @@ def _rows4(pairs: np.ndarray) -> Iterator[np.ndarray]:
     return _each(pack, pairs)
 
 
-def _scales(values: np.ndarray, repeats: int, factor: float) -> Iterator[np.ndarray]:
+def _scales(values: np.ndarray, repeats: int, factor: float, dtype: str) -> Iterator[np.ndarray]:
+    kind = np.dtype({"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype])
     by_matrix = values if values.ndim == 3 else values.reshape(1, -1, values.shape[-1])
-    return _each(lambda one: np.repeat(one.T.astype(np.float32) * np.float32(factor), repeats, axis=1), by_matrix)
+    return _each(lambda one: np.repeat((one.T.astype(np.float32) * np.float32(factor)).astype(kind), repeats, axis=1), by_matrix)

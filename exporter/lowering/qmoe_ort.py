@@ -10,14 +10,26 @@ from typing import TYPE_CHECKING
 
 from ..ops import attributes_of
 from .linear_ort import INT8
-from .nodes import NodeWriter, combined_weights, placeholder, swiglu_attributes, whole_choice
-from .packing import BLOCKS, block_of, derived_rows, derived_scales
+from .nodes import (
+    FLOAT32,
+    PRECISIONS,
+    NodeWriter,
+    cast,
+    combined_weights,
+    logarithms_and_factor,
+    placeholder,
+    swiglu_attributes,
+    whole_choice,
+)
+from .packing import BLOCKS, STORED, block_of, derived_rows, derived_scales
 from .rewrite import Context, Derived, Lowerer, Refusal, Replacement, scope_of
 
 if TYPE_CHECKING:
     import onnx
 
 KERNEL = "com.microsoft.QMoE"
+FINISHED = "com.microsoft.QMoE/router_weights"
+"""Whether the kernel heeds that input: the one for CUDA does not."""
 EXACT_BLOCKS = {8: (0,), 4: (32, 64, 128)}
 """Bits → inputs that share a scale, 0 for all, where the kernel computes in float32: of 8 bits in blocks it rounds activations."""
 
@@ -33,31 +45,43 @@ def refuses(node: "onnx.NodeProto", context: Context) -> Refusal | None:
         return Refusal(f"the kernel does not compute {bits}-bit weights with a scale for {block or 'all'} inputs as they are written")
     if chosen.shape is None or not isinstance(chosen.shape[1], int):
         return Refusal("the number of experts per token is not known")
+    kind = PRECISIONS[context.value(node.input[4]).dtype]
+    if not context.capabilities.computes(KERNEL, kind) and not context.capabilities.computes(KERNEL, "fp32"):
+        return Refusal(f"the kernel does not compute in {kind}")
     if not context.derives:
         return Refusal("the kernel wants weights in another order, and nobody writes them here")
     return None
 
 
 def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
-    import onnx
-
-    writer, bits = NodeWriter(scope_of(node)), _bits(node, context)
+    writer, bits, block = NodeWriter(scope_of(node)), _bits(node, context), _block(node, context)
     x, chosen, _, gate_up, gate_up_scale, down, down_scale = node.input[:7]
-    count, top_k = context.value(gate_up).shape[0], context.value(chosen).shape[1]
-    block = _block(node, context)
-    whole = whole_choice(node, context, count)
-    # A choice of the kernel's own making has shares for weights: their scale goes into the second matrix.
-    derived = (*_derived(gate_up, gate_up_scale, bits, block, context), *_derived(down, down_scale, bits, block, context, whole.scale if whole else 1.0))
-    choice = whole.logarithms if whole else combined_weights(writer, node, context, count)
-    kind = context.value(gate_up_scale).dtype
-    wide = x if kind == onnx.TensorProto.FLOAT else writer.add("Cast", [x], to=onnx.TensorProto.FLOAT)
+    count, top_k, given = context.value(gate_up).shape[0], context.value(chosen).shape[1], context.value(gate_up_scale).dtype
+    inner = given if context.capabilities.computes(KERNEL, PRECISIONS[given]) else FLOAT32
+    attributes = swiglu_attributes(min(top_k, count)) | {"expert_weight_bits": bits, "weights_prepacked": 0}
+    attributes |= {"block_size": block} if block else {}
+    attributes |= {"accuracy_level": INT8} if context.fast and bits == 4 else {}
+    whole, finished, factor = whole_choice(node, context, count), (), None
+    if whole:
+        # Weights are the kernel's own shares of the choice: their scale goes into the second matrix.
+        choice, attributes["normalize_routing_weights"] = whole.logarithms, 1
+    elif context.capabilities.has(FINISHED):
+        choice = combined_weights(writer, node, context, count)
+        finished = (*[""] * 7, choice)
+    else:
+        choice, factor = logarithms_and_factor(writer, node, context, count)
+    derived = (
+        *_derived(gate_up, gate_up_scale, bits, block, inner, context),
+        *_derived(down, down_scale, bits, block, inner, context, whole.scale if whole else 1.0),
+    )
     names = [made.name for made in derived]
-    operands = [wide, choice, names[0], names[1], "", names[2], names[3], *([] if whole else [*[""] * 7, choice])]
-    narrow = kind != onnx.TensorProto.FLOAT
-    extra = swiglu_attributes(min(top_k, count)) | {"normalize_routing_weights": int(whole is not None)} | ({"block_size": block} if block else {}) | ({"accuracy_level": INT8} if context.fast and bits == 4 else {})
-    y = writer.add("QMoE", operands, None if narrow else node.output[0], expert_weight_bits=bits, **extra)
-    if narrow:
-        writer.add("Cast", [y], node.output[0], to=kind)
+    operands = [cast(writer, x, given, inner), cast(writer, choice, FLOAT32, inner), names[0], names[1], "", names[2], names[3], *finished]
+    plain = inner == given and not factor
+    y = writer.add("QMoE", operands, node.output[0] if plain else None, **attributes)
+    if factor:
+        y = writer.add("Mul", [y, cast(writer, factor, FLOAT32, inner)], node.output[0] if inner == given else None)
+    if inner != given:
+        cast(writer, y, inner, given, node.output[0])
     return Replacement(tuple(writer.nodes), (*writer.initializers, *map(placeholder, derived)), {"com.microsoft": 1}, derived)
 
 
@@ -73,11 +97,11 @@ def _block(node: "onnx.NodeProto", context: Context) -> int:
     return given or (context.fast and block_of(*(context.value(node.input[place]).shape[1] for place in (3, 5)))) or 0
 
 
-def _derived(weight: str, scale: str, bits: int, block: int, context: Context, factor: float = 1.0) -> tuple[Derived, Derived]:
+def _derived(weight: str, scale: str, bits: int, block: int, kind: int, context: Context, factor: float = 1.0) -> tuple[Derived, Derived]:
     """``[E, in, out]`` of signed values as unsigned ``[E, out, in]``; scales ``[E, 1 or blocks, out]`` as ``[E, out]`` or ``[E, out, blocks]``."""
     shape, scales = context.value(weight).shape, context.value(scale).shape
     repeats = shape[1] // block // scales[1] if block else 0
-    return derived_rows(weight, shape, bits, (shape[1] * bits // 8,)), derived_scales(scale, scales, repeats, factor)
+    return derived_rows(weight, shape, bits, (shape[1] * bits // 8,)), derived_scales(scale, scales, repeats, factor, STORED[PRECISIONS[kind]])
 
 
 QMOE_ORT = Lowerer("qmoe_ort", refuses, rewrite)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 KERNEL = "com.microsoft.MoEGroupRouter"
 READERS = {"Experts": MOE_ORT, "QuantizedExperts": QMOE_ORT}
 """Ops that read a choice → the rewrite that takes it as logarithms."""
-NEVER = -1e30
-"""Stands for the logarithm of zero: finite, and nothing in a softmax."""
+NEVER = -1e4
+"""Stands for the logarithm of zero: nothing in a softmax, and finite in float16 too."""
 
 
 def refuses(node: "onnx.NodeProto", context: Context) -> Refusal | None:

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ..plan.config import ModelConfig
 from .blocks import Linear, Norm
