@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from export_throughput import CONFIG, seconds_of, write_checkpoint
+from checkpoints import CONFIG
+from export_throughput import seconds_of, write_checkpoint
 
 from calibration.schemes import segment_of
 from exporter.checkpoint.reader import read_header

@@ -76,6 +76,8 @@ class Measured:
     """Prompt tokens of all rows over the time to the first token."""
     decode_tokens_per_second: Spread
     """Tokens of all rows, over single steps of all repeats."""
+    decode_run_tokens_per_second: Spread
+    """The same over whole repeats: what other programs report."""
     peak_rss_bytes: int
     """Before bandwidth was measured."""
     weight_bytes: int
@@ -101,7 +103,7 @@ class Measured:
         seen = {name: value for name, value in vars(self).items() if isinstance(value, int | float | str)}
         seen["read_bandwidth_gb_per_second"] = seen.pop("read_bandwidth") / 1e9
         seen["read_bandwidth_median_gb_per_second"] = seen.pop("median_read_bandwidth") / 1e9
-        for name in ("first_token_seconds", "prefill_tokens_per_second", "decode_tokens_per_second"):
+        for name in ("first_token_seconds", "prefill_tokens_per_second", "decode_tokens_per_second", "decode_run_tokens_per_second"):
             values = vars(getattr(self, name))
             seen |= {name: values["median"]} | {f"{name}_{part}": value for part, value in values.items() if part != "median"}
         seen |= {

@@ -43,6 +43,7 @@ def measure(request: BenchRequest) -> Measured:
         first_token_seconds=spread(firsts),
         prefill_tokens_per_second=spread([request.batch * request.prompt_tokens / first for first in firsts]),
         decode_tokens_per_second=spread([request.batch / step for run in runs[1:] for step in run[1:]]),
+        decode_run_tokens_per_second=spread([request.batch * (len(run) - 1) / sum(run[1:]) for run in runs[1:]]),
         peak_rss_bytes=peak,
         weight_bytes=footprint.weight_bytes,
         cache_bytes=cache,

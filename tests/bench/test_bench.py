@@ -12,7 +12,7 @@ from exporter.plan import files
 
 FLAT = Spread(20.0, 20.0, 20.0, 20.0, 20.0)
 MEASURED = Measured(
-    BenchRequest("engines"), "int8", 1, 2.0, 0.3, FLAT, FLAT, FLAT, peak_rss_bytes=3_000_000_000, weight_bytes=1_900_000_000, cache_bytes=100_000_000,
+    BenchRequest("engines"), "int8", 1, 2.0, 0.3, FLAT, FLAT, FLAT, FLAT, peak_rss_bytes=3_000_000_000, weight_bytes=1_900_000_000, cache_bytes=100_000_000,
     step_bytes=400_000_000, read_bandwidth=40e9, median_read_bandwidth=39e9, cpu="a CPU", versions={}, date="2026-11-26",
 )  # fmt: skip
 
