@@ -28,7 +28,7 @@ MID = CONFIG | {
 }  # fmt: skip
 """Of the benchmarks of speed: 756 million parameters, of which a token uses 131 million; with all that other programs ask of a config."""
 SMALL = MID | {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 128, "kv_lora_rank": 128} | {
-    "intermediate_size": 512, "moe_intermediate_size": 128, "n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "vocab_size": 512,
+    "intermediate_size": 512, "moe_intermediate_size": 256, "n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "vocab_size": 512,
 }  # fmt: skip
 """To see that a benchmark runs."""
 
@@ -53,6 +53,13 @@ def write_random(folder: Path, config: dict, scale: float = 1.0) -> int:
             else:
                 write_cycle(file, noise, size)
     return max(sizes)
+
+
+def write_prompts(path: Path, vocab: int, count: int, tokens: int) -> Path:
+    """Random token ids, ``tokens`` a line, to calibrate on."""
+    draw = np.random.default_rng(0)
+    path.write_text("".join(json.dumps({"token_ids": draw.integers(2, vocab, tokens).tolist()}) + "\n" for _ in range(count)))
+    return path
 
 
 def write_cycle(file: BinaryIO, noise: bytes, size: int) -> None:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from checkpoints import MID, write_random
+from checkpoints import MID, write_prompts, write_random
 
 from calibration.calibrate import CalibrationRequest, calibrate
 from calibration.quantize import QuantizeRequest, quantize
@@ -36,7 +36,7 @@ def main() -> None:
         folder = Path(name)
         write_random(folder / "model", MID | {"num_hidden_layers": asked.layers}, scale=0.03)
         export_model(ExportRequest(folder / "model", folder / "graphs", Plan()))
-        table = calibrate(CalibrationRequest(folder / "graphs", prompts(folder / "prompts.jsonl"), folder / "table.json")).output
+        table = calibrate(CalibrationRequest(folder / "graphs", write_prompts(folder / "prompts.jsonl", MID["vocab_size"], 8, PROMPT), folder / "table.json")).output
         engines = {"fp32": folder / "graphs"}
         for scheme in asked.schemes:
             engines[scheme] = folder / scheme
@@ -51,12 +51,6 @@ def main() -> None:
         print(f"| {scheme} | {prefill:.0f} | {prefill / base[0]:.2f} | {decode:.0f} | {decode / base[1]:.2f} |")
     if asked.json:
         asked.json.write_text(json.dumps({scheme: {"prefill": prefill, "decode": decode} for scheme, (prefill, decode) in seen.items()}, indent=1) + "\n")
-
-
-def prompts(path: Path) -> Path:
-    draw = np.random.default_rng(0)
-    path.write_text("".join(json.dumps({"token_ids": draw.integers(2, MID["vocab_size"], PROMPT).tolist()}) + "\n" for _ in range(8)))
-    return path
 
 
 def measure(engines: Path) -> tuple[float, float]:
