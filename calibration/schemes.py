@@ -45,6 +45,8 @@ SCHEMES = {
         QuantScheme("int8", STATIC, STATIC, False, "W8A8, all activations by calibrated scales"),
         QuantScheme("int8-dynamic", STATIC, TOKEN, False, "W8A8, feed-forwards with a scale for each token"),
         QuantScheme("int8-weights", FLOAT, FLOAT, True, "weights alone; activations stay float"),
+        QuantScheme("int8-weights-128", FLOAT, FLOAT, True, "weights alone, with a scale for 128 inputs", block=128),
+        QuantScheme("int8-weights-32", FLOAT, FLOAT, True, "weights alone, with a scale for 32 inputs", block=32),
         QuantScheme("int4-weights", FLOAT, FLOAT, True, "weights alone, in 4 bits with a scale for 32 inputs", bits=4, block=32),
         QuantScheme("int4-weights-128", FLOAT, FLOAT, True, "weights alone, in 4 bits with a scale for 128 inputs", bits=4, block=128),
         QuantScheme("none", NOTHING, NOTHING, False, "a copy in float"),

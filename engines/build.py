@@ -34,6 +34,8 @@ class EngineRequest:
     rank: int | None = None
     """One rank alone; None for all."""
     compute_capabilities: tuple[str, ...] = ()
+    fast: bool = False
+    """Take kernels that round activations in their own way, where the backend has them."""
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -70,6 +72,8 @@ def build_engines(request: EngineRequest, progress: Progress = lambda rank, what
     backend = load_backend(request.backend)
     if request.compute_capabilities and not backend.takes_compute_capabilities:
         raise UsageError(f"the backend {request.backend} has no use for --compute-capability.", hint="It is for tensorrt and tensorrt-rtx.")
+    if request.fast and not backend.substitutes:
+        raise UsageError(f"the backend {request.backend} has no kernels that --fast would take.", hint="It is for ort.")
     ranks = records.read_wanted(GraphsRank, request.graphs, request.rank)
     for record in ranks.values():
         _require_buildable(request, backend, record)
@@ -124,6 +128,7 @@ def _manifest_digest(request: EngineRequest, backend: Backend, record: GraphsRan
         "max_context": max_context(request, record.config),
         "max_batch": request.max_batch,
         "compute_capabilities": request.compute_capabilities,
+        "fast": request.fast,
     }
     return files.digest({"moetrt": __version__, "tools": backend.tools()} | asked)
 
@@ -142,6 +147,7 @@ def _build_rank(request: EngineRequest, backend: Backend, record: GraphsRank, di
             max_context=max_context(request, record.config),
             max_batch=request.max_batch,
             compute_capabilities=request.compute_capabilities,
+            fast=request.fast,
             progress=lambda what, part: progress(record.rank, what, part),
         )
         made = backend.build(job)

@@ -25,6 +25,7 @@ from .runtime.loading import load
 @click.option("--max-context", type=click.IntRange(1), metavar="TOKENS", help="Cache positions a row.  [default: the model's, at most 4096]")
 @click.option("--max-batch", type=click.IntRange(1), default=4, show_default=True, metavar="ROWS", help="Rows at a time.")
 @click.option("--compute-capability", "compute_capabilities", multiple=True, metavar="X.Y", help="GPU generation to compile for, such as 8.9; may be repeated.  [default: the library's]")
+@click.option("--fast", is_flag=True, help="Take kernels that round activations in their own way; the manifest says so.")
 @options.rank
 @options.dry_run
 @options.quiet

@@ -84,9 +84,9 @@ def _inspect_set(path: Path, kind: type, verify: bool) -> Inspection:
 
 
 def _notes(record: EngineRank) -> tuple[str, ...]:
-    told = record.options.get("experimental")
+    told = [f"{what}: {record.options[what]}" for what in ("fast", "experimental") if what in record.options]
     known = BACKENDS[record.backend].capabilities.notes if record.backend in BACKENDS else ()
-    return (*known, *([f"experimental: {told}"] if told else []))
+    return (*known, *told)
 
 
 def _model(config: ModelConfig) -> str:

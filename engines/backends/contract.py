@@ -30,6 +30,8 @@ class RankBuild:
     max_batch: int
     compute_capabilities: tuple[str, ...] = ()
     """GPU generations to compile for, such as ``8.9``; the backend's default where none is given."""
+    fast: bool = False
+    """Whether kernels may be taken that round in their own way."""
     progress: Progress = field(default=silent, compare=False)
 
 
@@ -56,3 +58,5 @@ class Backend:
     """Versions of the libraries that build. :raises BuildError: they cannot be imported; says how to install them."""
     build: Callable[[RankBuild], RankEngines]
     takes_compute_capabilities: bool = False
+    substitutes: bool = False
+    """Whether it has faster kernels that do not compute as written."""

@@ -14,6 +14,7 @@ from exporter.checkpoint.reader import stored_array
 from exporter.checkpoint.writer import Entry, layout_of, write_entries
 from exporter.errors import BuildError
 from exporter.lowering import Derived, lower
+from exporter.lowering.shapes import shapes_from_inputs
 from exporter.lowering.unsigned import unsigned_activations
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 CAPABILITIES = Capabilities(
     backend="ort",
-    kernels=frozenset({"com.microsoft.MoE", "com.microsoft.QMoE", "MatMulInteger"}),
+    kernels=frozenset({"com.microsoft.MoEGroupRouter", "com.microsoft.MoE", "com.microsoft.QMoE", "com.microsoft.MatMulNBits", "MatMulInteger"}),
     dtypes=frozenset({"fp32", "fp16"}),
     collectives_inside=False,
     needs_gpu_to_run=False,
@@ -38,6 +39,8 @@ DERIVED = "lowered.safetensors"
 """Weights in the order that ONNX Runtime's kernels want, beside the portable ones."""
 OPTIONS: dict[str, Any] = {"providers": ["CPUExecutionProvider"], "config": AS_WRITTEN}
 """What sessions are opened with; ``config`` are ONNX Runtime's session configuration entries."""
+FAST = "kernels that round activations in blocks of their own stand where the scheme has none, or others: build without --fast for what was calibrated"
+"""What a manifest says of engines that need not compute as their graphs are written."""
 DEQUANTISED = {"session.disable_quant_qdq": "1"}
 """For 8-bit weights alone: matrices become float32 once, at load. The kernel for them that computes in float32 is some thirty
 times as slow; experts, nearly all of the bytes, stay in 8 bits."""
@@ -60,14 +63,15 @@ def build(request: RankBuild) -> RankEngines:
     name, record = request.record.weights, request.record
     _link(request.source / name, request.folder / name)
     stamps, derived = {name: record.files[name]}, {}
-    made = [lower(onnx.load(request.source / file, load_external_data=False), CAPABILITIES, derived) for file in assembly.graphs.values()]
+    made = [lower(onnx.load(request.source / file, load_external_data=False), CAPABILITIES, derived, request.fast) for file in assembly.graphs.values()]
     graphs, places = [lowered for lowered, _ in made], {}
     if derived:
         places, stamps[DERIVED] = write_derived(request.folder / name, request.folder / DERIVED, derived)
     for number, ((launch, file), graph) in enumerate(zip(assembly.graphs.items(), graphs, strict=True)):
         request.progress(launch, number / len(made))
         _build_graph(graph, places, request.folder / file)
-    options = OPTIONS | {"config": AS_WRITTEN | DEQUANTISED} if _is_8_bit_weights(record, graphs) else OPTIONS
+    options = OPTIONS | ({"fast": FAST} if request.fast else {})
+    options |= {"config": AS_WRITTEN | DEQUANTISED} if _is_8_bit_weights(record, graphs) else {}
     return RankEngines(assembly, options, tuple(one for _, records in made for one in records), refusals, stamps)
 
 
@@ -102,6 +106,7 @@ def _build_graph(lowered: "onnx.ModelProto", places: dict[str, Placed], target: 
     for tensor in lowered.graph.initializer:
         if tensor.name in places:
             places[tensor.name].refer(tensor, DERIVED)
+    shapes_from_inputs(lowered)
     unsigned_activations(lowered)
     files.write_bytes(target, lowered.SerializeToString(deterministic=True))
     _try_open(target)
@@ -130,4 +135,4 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-ORT = Backend(CAPABILITIES, tools, build)
+ORT = Backend(CAPABILITIES, tools, build, substitutes=True)

@@ -14,6 +14,7 @@ from .cache import Cache, allocate_cache, cache_length
 from .collectives import Aborted, Collectives
 from .generate import chunks, generate
 from .sampling import Sampling
+from .serving import Completion, Request, serve
 from .session import Session, value_of
 
 if TYPE_CHECKING:
@@ -164,6 +165,18 @@ class Chain:
         checked = [self.check(prompt, max_tokens) for prompt in prompts]
         stops = () if ignore_eos else self.config.eos
         yield from generate(self, checked, max_tokens, Sampling(temperature, top_p, seed), stops)
+
+    def generate_many(self, requests: Iterable[Request], max_batch: int | None = None) -> Iterator[Completion]:
+        """Each request's new tokens as soon as it has ended; a waiting one takes its row. ``sorted()`` puts them in order.
+
+        A request's tokens are those of :meth:`generate` for it alone, to the rounding of a product over more rows.
+
+        :param requests: those of a list or tuple are checked before anything runs. Any other iterable is asked for one more
+            only when a row is free, and while it is asked nothing runs; if it fails, or gives one that is refused, the
+            requests that run are finished and given out, then the error is raised.
+        :param max_batch: rows at once; when None what the engines were built for, 8 for portable graphs.
+        """
+        return serve(self, requests, max_batch)
 
     def check(self, token_ids: Iterable[int], more: int = 0) -> list[int]:
         """The ids as a list; refused if one is not in the vocabulary, or they and ``more`` new ones are too many."""

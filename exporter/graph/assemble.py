@@ -240,7 +240,17 @@ def _join(pieces: tuple[Piece, ...], sends: Send | None, ranks: int) -> tuple["o
             graph.node.append(_collective(piece, ranks))
     signature = _join_signatures(pieces, sends, ranks)
     _declare(graph, signature)
+    _declare_between(graph, pieces, ranks)
     return graph, signature
+
+
+def _declare_between(graph: "onnx.GraphProto", pieces: tuple[Piece, ...], ranks: int) -> None:
+    """What one piece hands to the next, with its shape: a reader of the graph need not infer it through custom ops."""
+    import onnx
+
+    known = {value.name for value in (*graph.input, *graph.output)}
+    for tensor in (tensor for piece in pieces for tensor in _results(piece, ranks) if tensor.name not in known):
+        graph.value_info.append(onnx.helper.make_tensor_value_info(tensor.name, _element_types()[tensor.dtype], tensor.shape))
 
 
 def _collective(piece: Piece, ranks: int) -> "onnx.NodeProto":

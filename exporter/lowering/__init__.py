@@ -1,6 +1,6 @@
 """Portable graphs become lowered ones: made for one backend, with no node of our domain left.
 
-For each custom op, the first rewrite in ``LOWERINGS`` that does not refuse is taken; refusals have reasons, which the
+For each custom op, and each product with a quantised matrix, the first rewrite in ``LOWERINGS`` that does not refuse is taken; refusals have reasons, which the
 engine's manifest keeps.
 """
 
@@ -10,13 +10,16 @@ from ..errors import BuildError
 from ..ops import DOMAIN
 from ..plan.capabilities import Capabilities
 from ..plan.manifest import Lowering
+from .as_written import AS_WRITTEN
 from .dist_collective import DIST_COLLECTIVE
 from .gather_ort import GATHER_ORT
 from .identity import IDENTITY
 from .inline import INLINE
+from .linear_ort import LINEAR, NBITS_ORT, is_linear
 from .moe_ort import MOE_ORT
 from .qmoe_ort import QMOE_ORT
 from .rewrite import Context, Derived, Lowerer, Refusal, Replacement
+from .router_ort import ROUTER_ORT
 
 if TYPE_CHECKING:
     import onnx
@@ -24,9 +27,10 @@ if TYPE_CHECKING:
 __all__ = ["LOWERINGS", "Context", "Derived", "Lowerer", "Refusal", "Replacement", "lower"]
 
 LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
-    "Route": (INLINE,),
+    "Route": (ROUTER_ORT, INLINE),
     "Experts": (MOE_ORT, INLINE),
     "QuantizedExperts": (QMOE_ORT, GATHER_ORT, INLINE),
+    LINEAR: (NBITS_ORT, AS_WRITTEN),
     # Never inlined: a rank's body sees one rank, and an engine of several would be wrong in silence.
     "AllReduce": (IDENTITY, DIST_COLLECTIVE),
     "AllGather": (IDENTITY, DIST_COLLECTIVE),
@@ -34,15 +38,18 @@ LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
 """Op → its rewrites, the preferred first."""
 
 
-def lower(model: "onnx.ModelProto", capabilities: Capabilities, derived: dict[str, Derived] | None = None) -> "tuple[onnx.ModelProto, tuple[Lowering, ...]]":
+def lower(
+    model: "onnx.ModelProto", capabilities: Capabilities, derived: dict[str, Derived] | None = None, fast: bool = False
+) -> "tuple[onnx.ModelProto, tuple[Lowering, ...]]":
     """The model for one backend, and what became of each custom op. ``model`` itself is left as it is.
 
     :param derived: gets the tensors that the caller has to make and to place, by name; where it is None, no rewrite derives any.
+    :param fast: rewrites may take a kernel that rounds activations in its own way.
     :raises BuildError: every rewrite of a node refused.
     """
     import onnx
 
-    context = Context(model.graph, capabilities, derives=derived is not None)
+    context = Context(model.graph, capabilities, derived is not None, fast)
     records, domains, names = [], {}, {}
     lowered = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name, metadata_props=model.metadata_props)
     graph = lowered.graph
@@ -56,11 +63,29 @@ def lower(model: "onnx.ModelProto", capabilities: Capabilities, derived: dict[st
         for one in replacement.derived:
             derived[one.name] = one
         graph.node.extend(_numbered(made, names) for made in replacement.nodes)
+    _drop_dead(graph)
     _drop_sources(graph, derived or {})
     opsets = {entry.domain: entry.version for entry in model.opset_import if entry.domain != DOMAIN} | domains
     for domain, version in opsets.items():
         lowered.opset_import.add(domain=domain, version=version)
     return lowered, tuple(records)
+
+
+def _drop_dead(graph: "onnx.GraphProto") -> None:
+    """Without the nodes whose outputs nobody reads: what fed only what was replaced."""
+    needed, kept = {value.name for value in graph.output}, []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            kept.append(node)
+            needed |= _reads(node)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+
+
+def _reads(node: "onnx.NodeProto") -> set[str]:
+    """Values that a node reads, its branches too."""
+    branches = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    return {*node.input, *(name for branch in branches for inner in branch.node for name in _reads(inner)), *(value.name for branch in branches for value in branch.output)}
 
 
 def _drop_sources(graph: "onnx.GraphProto", derived: dict[str, Derived]) -> None:
@@ -72,13 +97,14 @@ def _drop_sources(graph: "onnx.GraphProto", derived: dict[str, Derived]) -> None
 
 
 def _replace(node: "onnx.NodeProto", context: Context) -> tuple[Replacement, Lowering | None]:
-    if node.domain != DOMAIN:
+    op = node.op_type if node.domain == DOMAIN else LINEAR if is_linear(node, context) else None
+    if op is None:
         return Replacement((node,)), None
     refused = {}
-    for lowerer in LOWERINGS.get(node.op_type, ()):
+    for lowerer in LOWERINGS.get(op, ()):
         refusal = lowerer.refuses(node, context)
         if refusal is None:
-            return lowerer.rewrite(node, context), Lowering(node.name, node.op_type, lowerer.name, refused)
+            return lowerer.rewrite(node, context), Lowering(node.name, op, lowerer.name, refused)
         refused[lowerer.name] = refusal.reason
     reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items()) or "it is no op of this moetrt"
     raise BuildError(

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..ops import attributes_of
-from .nodes import NodeWriter, combined_weights, swiglu_attributes
+from .nodes import NodeWriter, combined_weights, swiglu_attributes, whole_choice
 from .rewrite import Context, Lowerer, Refusal, Replacement, scope_of
 
 if TYPE_CHECKING:
@@ -40,11 +39,10 @@ def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
     from onnx import TensorProto
 
     writer = NodeWriter(scope_of(node))
-    x, chosen, weights, gate_up, down = node.input
+    x, chosen, _, gate_up, down = node.input
     count, top_k = context.value(gate_up).shape[0], context.value(chosen).shape[1]
-    combine = combined_weights(writer, chosen, weights, attributes_of(node)["first_expert"], count)
-    logarithm = writer.add("Log", [writer.add("Max", [combine, writer.constant("floor", np.float32(FLOOR))])])
-    total = writer.add("ReduceSum", [combine, writer.constant("axis_1", [1])], keepdims=1)
+    whole = whole_choice(node, context, count)
+    logarithm, total = (whole.logarithms, writer.constant("scale", np.float32(whole.scale))) if whole else _logarithm_and_sum(writer, node, context, count)
     # The kernel exists in float32 alone. Casts that stand in the graph are folded into the weights once, at load;
     # those that ONNX Runtime would insert come after folding, and run each time.
     half = context.value(gate_up).dtype == TensorProto.FLOAT16
@@ -54,6 +52,13 @@ def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
     if half:
         writer.add("Cast", [y], output=node.output[0], to=TensorProto.FLOAT16)
     return Replacement(tuple(writer.nodes), tuple(writer.initializers), {"com.microsoft": 1})
+
+
+def _logarithm_and_sum(writer: NodeWriter, node: "onnx.NodeProto", context: Context, count: int) -> tuple[str, str]:
+    """Of each token's weights for local experts: *shape* ``(tokens, count)`` and ``(tokens, 1)``."""
+    combine = combined_weights(writer, node, context, count)
+    logarithm = writer.add("Log", [writer.add("Max", [combine, writer.constant("floor", np.float32(FLOOR))])])
+    return logarithm, writer.add("ReduceSum", [combine, writer.constant("axis_1", [1])], keepdims=1)
 
 
 MOE_ORT = Lowerer("moe_ort", refuses, rewrite)

@@ -4,21 +4,50 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .rewrite import Scope
+from ..ops import attributes_of
+from .rewrite import Context, Derived, Scope, Scores
 
 if TYPE_CHECKING:
     import onnx
 
 
-def combined_weights(writer: "NodeWriter", chosen: str, weights: str, first: int, count: int) -> str:
-    """Each token's weight for each local expert. *Shape:* float32 ``(tokens, experts)``.
+def combined_weights(writer: "NodeWriter", node: "onnx.NodeProto", context: Context, count: int) -> str:
+    """Each token's weight for each of ``count`` local experts. *Shape:* float32 ``(tokens, count)``.
 
-    By equality, not OneHot, which wraps negative ids: other ranks' experts must give zero.
+    :param node: an op whose second and third input are the chosen experts and their weights.
     """
+    chosen, weights, first = node.input[1], node.input[2], attributes_of(node)["first_expert"]
+    if chosen in context.scores:
+        return _weights_of(writer, context.scores[chosen], first, count)
+    # By equality, not OneHot, which wraps negative ids: other ranks' experts must give zero.
     last, ids = writer.constant("last", [-1]), writer.constant("ids", np.arange(first, first + count))
     hit = writer.add("Equal", [writer.add("Unsqueeze", [chosen, last]), ids])
     given = writer.add("Where", [hit, writer.add("Unsqueeze", [weights, last]), writer.constant("zero", np.float32(0))])
     return writer.add("ReduceSum", [given, writer.constant("axis_1", [1])], keepdims=0)
+
+
+def _weights_of(writer: "NodeWriter", scores: Scores, first: int, count: int) -> str:
+    made = writer.add("Exp", [scores.logarithms])
+    total = writer.add("ReduceSum", [made, writer.constant("axis_1", [1])], keepdims=1) if scores.normalize else None
+    if count != scores.experts:
+        bounds = [writer.constant(f"bound_{bound}", [bound]) for bound in (first, first + count)]
+        made = writer.add("Slice", [made, *bounds, writer.constant("axis_1", [1])])
+    shares = writer.add("Div", [made, total]) if total else made
+    return shares if scores.scale == 1 else writer.add("Mul", [shares, writer.constant("scale", np.float32(scores.scale))])
+
+
+def whole_choice(node: "onnx.NodeProto", context: Context, count: int) -> Scores | None:
+    """The choice as a kernel gives it, where all experts are local and weights are shares: a kernel's own softmax gives those."""
+    scores = context.scores.get(node.input[1])
+    return scores if scores and scores.normalize and scores.experts == count else None
+
+
+def placeholder(made: Derived) -> "onnx.TensorProto":
+    """An initializer whose place the backend fills in."""
+    import onnx
+
+    kind = {"U8": onnx.TensorProto.UINT8, "F32": onnx.TensorProto.FLOAT}[made.dtype]
+    return onnx.TensorProto(name=made.name, data_type=kind, dims=made.shape, data_location=onnx.TensorProto.EXTERNAL)
 
 
 def swiglu_attributes(k: int) -> dict[str, Any]:

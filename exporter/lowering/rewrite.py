@@ -59,6 +59,19 @@ UNKNOWN = Value(None, None)
 
 
 @dataclass(frozen=True)
+class Scores:
+    """A choice of experts as a kernel gives it: logarithms of the chosen experts' scores, and next to nothing for the others."""
+
+    logarithms: str
+    """The value's name. *Shape:* float32 ``(tokens, experts)``"""
+    experts: int
+    normalize: bool
+    """Whether weights are shares of the chosen scores' sum, rather than the scores."""
+    scale: float
+    """What weights are multiplied by then."""
+
+
+@dataclass(frozen=True)
 class Context:
     """What a rewrite may look at beside its node."""
 
@@ -66,6 +79,31 @@ class Context:
     capabilities: Capabilities
     derives: bool = False
     """Whether someone makes the tensors that a rewrite derives."""
+    fast: bool = False
+    """Whether a faster kernel may stand for one that computes as written."""
+    scores: dict[str, Scores] = field(default_factory=dict)
+    """Chosen experts → how a kernel gives them, of routes that were rewritten before."""
+
+    @cached_property
+    def makers(self) -> "dict[str, onnx.NodeProto]":
+        """Value → the node that makes it."""
+        return {name: node for node in self.graph.node for name in node.output}
+
+    @cached_property
+    def readers(self) -> "dict[str, list[onnx.NodeProto]]":
+        """Value → the nodes that read it."""
+        found: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.graph.node:
+            for name in dict.fromkeys(node.input):
+                found.setdefault(name, []).append(node)
+        return found
+
+    @cached_property
+    def initializers(self) -> "dict[str, onnx.TensorProto]":
+        return {tensor.name: tensor for tensor in self.graph.initializer}
+
+    def maker(self, name: str) -> "onnx.NodeProto | None":
+        return self.makers.get(name)
 
     @cached_property
     def values(self) -> dict[str, Value]:
@@ -80,6 +118,11 @@ class Context:
             dims = tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim) if kind.HasField("shape") else None
             found[value.name] = Value(kind.elem_type, dims)
         return found | {tensor.name: Value(tensor.data_type, tuple(tensor.dims)) for tensor in self.graph.initializer}
+
+    def experts_of(self, route: "onnx.NodeProto") -> int | None:
+        """How many experts a ``Route`` chooses among: as many as its bias has values."""
+        shape = self.value(route.input[1]).shape if len(route.input) > 1 else None
+        return shape[0] if shape and isinstance(shape[0], int) else None
 
     def value(self, name: str) -> Value:
         return self.values.get(name, UNKNOWN)

@@ -47,24 +47,23 @@ class LatentAttention(nn.Module):
         hidden = hidden + update
         x = self.norm(hidden)
         positions = start.unsqueeze(1) + torch.arange(x.shape[1])
-        cos, sin = self.rope(positions)
-        query, query_rope = self.queries(x, cos, sin)
-        cache = self.remember(x, cos, sin, positions, cache)
+        query, query_rope = self.queries(x, positions)
+        cache = self.remember(x, positions, cache)
         attend = self.attend_absorbed if self.absorbed else self.attend_naive
         mixed = attend(query, query_rope, cache, self.visible(positions, cache))
         return hidden, self.o(mixed.transpose(1, 2).flatten(2)), cache
 
-    def queries(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def queries(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Queries, scaled for the softmax: parts without and with position, ``(batch, heads, tokens, nope)`` and ``(…, rope)``."""
         flat = self.q(x) if self.config.q_lora is None else self.q_b(self.q_norm(self.q_a(x)))
         by_head = (flat * softmax_scale(self.config)).unflatten(-1, (self.heads, self.config.query)).transpose(1, 2)
         plain, turned = by_head.split([self.config.nope, self.config.rope], dim=-1)
-        return plain, rotate(turned, cos.unsqueeze(1), sin.unsqueeze(1))
+        return plain, self.rope(turned, positions)
 
-    def remember(self, x: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, cache: Tensor) -> Tensor:
+    def remember(self, x: Tensor, positions: Tensor, cache: Tensor) -> Tensor:
         """The cache with the new tokens' latents at their positions; padding beyond a row's end is written too."""
         latent, key_rope = self.kv_a(x).split([self.config.kv_lora, self.config.rope], dim=-1)
-        new = torch.cat([self.kv_norm(latent), rotate(key_rope, cos, sin)], dim=-1)
+        new = torch.cat([self.kv_norm(latent), self.rope(key_rope, positions)], dim=-1)
         row = torch.arange(cache.shape[0]).unsqueeze(1).expand_as(positions)
         return cache.index_put((row, positions), new)
 
@@ -98,24 +97,17 @@ class Heads(nn.Module):
 
 
 class RotaryTable(nn.Module):
-    """Cosines and sines by position, float32 ``(positions, rope / 2)``."""
+    """Rotation of pairs ``(2i, 2i + 1)`` by position, in float32 (arXiv 2104.09864); cosines and sines are float32 ``(positions, rope / 2)``."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.cos = nn.Parameter(torch.empty(config.positions, config.rope // 2), requires_grad=False)
         self.sin = nn.Parameter(torch.empty(config.positions, config.rope // 2), requires_grad=False)
 
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return functional.embedding(positions, self.cos), functional.embedding(positions, self.sin)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs ``(2i, 2i + 1)`` of the last axis; the result holds first elements, then second ones.
-
-    Queries and keys come out in the same order, so their products are those of the interleaved layout.
-    """
-    first, second = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        """:param x: *Shape:* ``(batch, heads, tokens, rope)``, or ``(batch, tokens, rope)`` of one head. :param positions: *Shape:* ``(batch, tokens)``."""
+        alone = {"num_heads": 1} if x.dim() == 3 else {}
+        return torch.onnx.ops.rotary_embedding(x.float(), self.cos, self.sin, positions, interleaved=True, **alone).to(x.dtype)
 
 
 def soften(scores: Tensor, visible: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from tolerances import BY_DTYPE, FLOAT32_ORDER, LOG_ROUTING
 
 from exporter.errors import BuildError
 from exporter.lowering import LOWERINGS, lower
+from exporter.lowering.linear_ort import LINEAR
 from exporter.lowering.moe_ort import MOE_ORT
 from exporter.lowering.rewrite import Context, scope_of
 from exporter.lowering.unsigned import unsigned_activations
@@ -82,15 +83,15 @@ def test_moe_kernel_takes_large_and_vanishing_weights() -> None:
     np.testing.assert_allclose(got / 16, wanted / 16, LOG_ROUTING.relative, LOG_ROUTING.absolute)
 
 
-def with_derived(model: onnx.ModelProto, capabilities: Capabilities) -> tuple[onnx.ModelProto, tuple]:
+def with_derived(model: onnx.ModelProto, capabilities: Capabilities, fast: bool = False) -> tuple[onnx.ModelProto, tuple]:
     """The lowered model, its derived tensors made and put into it."""
     derived: dict = {}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    lowered, records = lower(model, capabilities, derived)
+    lowered, records = lower(model, capabilities, derived, fast)
     for tensor in lowered.graph.initializer:
         if tensor.name in derived:
             made = derived[tensor.name]
-            array = np.stack(list(made.make(*(as_stored(stored[name]) for name in made.sources)))).reshape(made.shape)
+            array = np.concatenate([piece.ravel() for piece in made.make(*(as_stored(stored[name]) for name in made.sources))]).reshape(made.shape)
             tensor.CopyFrom(backends.tensor(tensor.name, array))
     return lowered, records
 
@@ -210,7 +211,7 @@ def test_a_refusal_is_recorded_beside_the_choice() -> None:
 
 
 def test_every_op_has_a_lowering_table() -> None:
-    assert set(LOWERINGS) == set(OPS)
+    assert set(LOWERINGS) == {*OPS, LINEAR}
 
 
 @pytest.mark.parametrize(
@@ -281,3 +282,42 @@ def test_lowering_leaves_the_portable_model_as_it_is() -> None:
     before = model.SerializeToString(deterministic=True)
     lower(model, ORT)
     assert model.SerializeToString(deterministic=True) == before
+
+
+def routed(case: OpCase, tied: bool = False, **changes) -> onnx.ModelProto:
+    """``case``, of 8 experts, with its choice made by a ``Route`` before it: 8 of 4 groups, 2 kept."""
+    model = backends.case_model(case)
+    x, chosen, _, *weights = case.inputs()
+    attributes = {"top_k": 3, "groups": 4, "top_groups": 2, "scoring": "sigmoid", "group_score": "top2", "normalize": 1, "scale": 2.5} | changes
+    logits = np.zeros((len(x), 8), np.float32) if tied else random(11, len(x), 8)
+    route = helper.make_node("Route", ["logits", "bias"], ["experts", "weights"], name="/route", domain=DOMAIN, **attributes)
+    graph = model.graph
+    kept = [value for value in graph.input if value.name == "x"]
+    del graph.input[:]
+    graph.input.extend([*kept, helper.make_tensor_value_info("logits", TensorProto.FLOAT, ("tokens", 8))])
+    graph.initializer.append(backends.tensor("bias", np.zeros(8, np.float32) if tied else random(12, 8, scale=0.1)))
+    nodes = [route, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    made = backends.make_model(graph)
+    made.metadata_props.add(key="logits", value=logits.tobytes().hex())
+    return made
+
+
+ROUTER = replace(ORT, kernels=ORT.kernels | {"com.microsoft.MoEGroupRouter"})
+ROUTED = [
+    *(sliced(Mixture(tokens), first, count) for tokens, first, count in ((0, 0, 8), (1, 0, 8), (17, 0, 8), (17, 4, 4), (5, 6, 2))),
+    *(quantized(Mixture(tokens), first, count, "float") for tokens, first, count in ((1, 0, 8), (17, 0, 8), (17, 2, 4))),
+]
+
+
+@pytest.mark.parametrize("changes", [{}, {"normalize": 0, "scale": 1.0}, {"groups": 1, "top_groups": 1}, {"tied": True}], ids=str)
+@pytest.mark.parametrize("case", ROUTED, ids=lambda case: case.name)
+def test_router_kernel_and_experts_equal_the_functions(case: OpCase, changes: dict) -> None:
+    model = routed(case, **changes)
+    feeds = backends.feeds_of(case) | {"logits": np.frombuffer(bytes.fromhex(model.metadata_props[0].value), np.float32).reshape(-1, 8)}
+    lowered, records = with_derived(model, ROUTER)
+    assert [record.chosen for record in records][0] == "router_ort"
+    assert "TopK" not in {node.op_type for node in lowered.graph.node}
+    one, other = (backends.run_onnxruntime(it, feeds)[0] for it in (lowered, model))
+    np.testing.assert_allclose(one, other, *reversed(_pair(LOG_ROUTING)))
