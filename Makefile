@@ -7,6 +7,8 @@ PROMPTS   ?= $(MODEL)/prompts.txt
 HELDOUT   ?= $(MODEL)/prompts-heldout.txt
 PROMPT    ?= The nice thing about computers is
 PYTHON    ?= python3
+# More options of benchmarks/speed.py, such as --get-llama-cpp.
+SPEED     ?=
 
 # Quantised engines of ONNX Runtime are made from float32 graphs, those of TensorRT from float16 ones; one table serves both.
 SCHEME   := $(filter int%,$(PRECISION))
@@ -65,10 +67,11 @@ compare: engines ## Engines against transformers; against TensorRT where a GPU c
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
 
-bench: setup ## Time and memory of export, speed of INT8, as ratios measured on this machine
+bench: setup ## Time and memory of export, speed beside transformers and llama.cpp (build/bench.json), as ratios measured on this machine
 	$(BIN)/python benchmarks/export_671b.py
 	$(BIN)/python benchmarks/export_throughput.py
 	$(BIN)/python benchmarks/int8_speed.py
+	$(BIN)/python benchmarks/speed.py $(SPEED)
 
 lint: setup ## Check the style
 	$(BIN)/ruff check .

@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-from export_throughput import CONFIG, seconds_of, write_checkpoint
+from checkpoints import CONFIG, write_prompts
+from export_throughput import seconds_of, write_checkpoint
 
 from calibration.schemes import segment_of
 from exporter.checkpoint.reader import read_header
@@ -36,7 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
         write_checkpoint(folder / "model", asked.gib)
-        write_prompts(folder / "prompts.jsonl", asked.prompts, asked.tokens)
+        write_prompts(folder / "prompts.jsonl", CONFIG["vocab_size"], asked.prompts, asked.tokens)
         export_model(ExportRequest(folder / "model", folder / "graphs", Plan()))
         weights = folder / "graphs/rank-00/weights.safetensors"
         largest, table = largest_segment(weights), folder / "calibration.json"
@@ -53,11 +53,6 @@ def main() -> None:
             asked.json.write_text(json.dumps(report, indent=1) + "\n")
         if any(report[job]["peak_rss_bytes"] > largest + ROOM for job in jobs):
             sys.exit("peak memory is beyond the largest segment and 1.5 GiB")
-
-
-def write_prompts(path: Path, count: int, tokens: int) -> None:
-    draw = np.random.default_rng(0)
-    path.write_text("".join(json.dumps({"token_ids": draw.integers(2, CONFIG["vocab_size"], tokens).tolist()}) + "\n" for _ in range(count)))
 
 
 def largest_segment(weights: Path) -> int:

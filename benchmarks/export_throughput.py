@@ -19,45 +19,18 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+from checkpoints import CONFIG, write_random
 
-from exporter.checkpoint.keys import expand
-from exporter.checkpoint.layout import ITEM_BYTES
-from exporter.checkpoint.writer import header
 from exporter.graph.export import ExportRequest, export_model
-from exporter.models import deepseek, read_model
+from exporter.models import read_model
 from exporter.plan.parallel import Plan
 from exporter.trace import KINDS, template_key, trace
-
-CONFIG = {
-    "model_type": "deepseek_v3", "hidden_size": 2048, "num_hidden_layers": 4, "first_k_dense_replace": 1, "num_attention_heads": 16,
-    "q_lora_rank": 768, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "intermediate_size": 8192,
-    "moe_intermediate_size": 1024, "n_routed_experts": 64, "n_shared_experts": 1, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4,
-    "norm_topk_prob": True, "routed_scaling_factor": 2.5, "max_position_embeddings": 4096, "vocab_size": 32000, "rms_norm_eps": 1e-6,
-    "rope_theta": 10000, "torch_dtype": "bfloat16", "bos_token_id": 0, "eos_token_id": 1,
-}  # fmt: skip
 
 
 def write_checkpoint(folder: Path, gib: float) -> int:
     """A random checkpoint of at least ``gib`` GiB; more layers make it larger. :returns: bytes of its largest tensor."""
     layer_bytes = 64 * 3 * 2048 * 1024 * 2
     return write_random(folder, CONFIG | {"num_hidden_layers": 2 + math.ceil(gib * 2**30 / layer_bytes)})
-
-
-def write_random(folder: Path, config: dict, scale: float = 1.0) -> int:
-    """A checkpoint of normal values of this size. :returns: bytes of its largest tensor."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    entries = list(expand(deepseek.KEYS, deepseek.read_config(config, "deepseek_v3")))
-    tensors = [(entry.hf, "F32" if entry.hf.endswith("bias") else "BF16", entry.shape) for entry in entries]
-    sizes = [math.prod(shape) * ITEM_BYTES[dtype] for _, dtype, shape in tensors]
-    values = np.random.default_rng(0).standard_normal(1 << 22, dtype=np.float32) * np.float32(scale)
-    noise = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
-    with open(folder / "model.safetensors", "wb") as file:
-        start = file.write(header(tensors))
-        while (left := start + sum(sizes) - file.tell()) > 0:
-            file.write(noise[:left])
-    return max(sizes)
 
 
 def export(model: Path, output: Path, precision: str) -> None:

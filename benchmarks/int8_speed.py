@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from export_throughput import CONFIG, write_random
+from checkpoints import MID, write_prompts, write_random
 
 from calibration.calibrate import CalibrationRequest, calibrate
 from calibration.quantize import QuantizeRequest, quantize
@@ -23,10 +23,6 @@ from engines.build import EngineRequest, build_engines
 from exporter.graph.export import ExportRequest, export_model
 from exporter.plan.parallel import Plan
 
-SHAPE = CONFIG | {
-    "hidden_size": 1024, "num_attention_heads": 8, "q_lora_rank": 384, "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32,
-    "v_head_dim": 64, "intermediate_size": 2816, "moe_intermediate_size": 512, "vocab_size": 8192,
-}  # fmt: skip
 PROMPT, TOKENS, RUNS = 128, 32, 3
 
 
@@ -38,9 +34,9 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
-        write_random(folder / "model", SHAPE | {"num_hidden_layers": asked.layers}, scale=0.03)
+        write_random(folder / "model", MID | {"num_hidden_layers": asked.layers}, scale=0.03)
         export_model(ExportRequest(folder / "model", folder / "graphs", Plan()))
-        table = calibrate(CalibrationRequest(folder / "graphs", prompts(folder / "prompts.jsonl"), folder / "table.json")).output
+        table = calibrate(CalibrationRequest(folder / "graphs", write_prompts(folder / "prompts.jsonl", MID["vocab_size"], 8, PROMPT), folder / "table.json")).output
         engines = {"fp32": folder / "graphs"}
         for scheme in asked.schemes:
             engines[scheme] = folder / scheme
@@ -57,15 +53,9 @@ def main() -> None:
         asked.json.write_text(json.dumps({scheme: {"prefill": prefill, "decode": decode} for scheme, (prefill, decode) in seen.items()}, indent=1) + "\n")
 
 
-def prompts(path: Path) -> Path:
-    draw = np.random.default_rng(0)
-    path.write_text("".join(json.dumps({"token_ids": draw.integers(2, SHAPE["vocab_size"], PROMPT).tolist()}) + "\n" for _ in range(8)))
-    return path
-
-
 def measure(engines: Path) -> tuple[float, float]:
     """Tokens per second of a prompt, and of single tokens after it: medians, after a run that is not counted."""
-    prompt = np.random.default_rng(1).integers(2, SHAPE["vocab_size"], PROMPT).tolist()
+    prompt = np.random.default_rng(1).integers(2, MID["vocab_size"], PROMPT).tolist()
     firsts, steps = [], []
     with load(engines) as chain:
         for _ in range(RUNS + 1):

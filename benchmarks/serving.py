@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py [--layers 4] [--requests 24] [--rows 8] [--json FILE]
 
-A random float32 model of the shape of int8_speed.py; prompts of 8 to 128 tokens for 8 to 64 new ones each, all drawn. The
+A random float32 model of the mid-size shape; prompts of 8 to 128 tokens for 8 to 64 new ones each, all drawn. The
 groups are batches that stay together until their longest request has ended. One rank, all cores.
 """
 
@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from export_throughput import write_random
-from int8_speed import PROMPT, RUNS, SHAPE, TOKENS
+from checkpoints import MID, write_random
+from int8_speed import PROMPT, RUNS, TOKENS
 
 from engines import Request, load
 from engines.build import EngineRequest, build_engines
@@ -34,7 +34,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
-        write_random(folder / "model", SHAPE | {"num_hidden_layers": asked.layers}, scale=0.03)
+        write_random(folder / "model", MID | {"num_hidden_layers": asked.layers}, scale=0.03)
         export_model(ExportRequest(folder / "model", folder / "graphs", Plan()))
         build_engines(EngineRequest(folder / "graphs", "ort", folder / "ort", max_batch=asked.rows))
         with load(folder / "ort") as chain:
@@ -52,7 +52,7 @@ def main() -> None:
 def requests(count: int) -> list[Request]:
     draw = np.random.default_rng(0)
     lengths = zip(draw.integers(8, PROMPT + 1, count), draw.integers(8, 65, count), strict=True)
-    return [Request(draw.integers(2, SHAPE["vocab_size"], prompt).tolist(), int(tokens), ignore_eos=True) for prompt, tokens in lengths]
+    return [Request(draw.integers(2, MID["vocab_size"], prompt).tolist(), int(tokens), ignore_eos=True) for prompt, tokens in lengths]
 
 
 def serve(chain: Chain, asked: list[Request], rows: int) -> dict[str, float]:
@@ -79,7 +79,7 @@ def seconds(run: Callable[[], list]) -> float:
 
 def decode(chain: Chain, rows: int) -> dict[int, float]:
     """Rows → tokens per second of all of them after their prompts."""
-    prompt = np.random.default_rng(1).integers(2, SHAPE["vocab_size"], (rows, PROMPT)).tolist()
+    prompt = np.random.default_rng(1).integers(2, MID["vocab_size"], (rows, PROMPT)).tolist()
     seen: dict[int, list] = {1: [], rows: []}
     for _ in range(RUNS + 1):
         for count, steps in seen.items():

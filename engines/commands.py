@@ -77,6 +77,23 @@ def compare(context: click.Context, left: Path, right: Path, prompts: Path, mode
 
 
 @click.command()
+@click.argument("engines", type=click.Path(exists=True, file_okay=False))
+@click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True, metavar="TOKENS", help="Of each row's prompt.")
+@click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True, metavar="TOKENS", help="After each prompt.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, metavar="TIMES", help="After one run that is not counted.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, metavar="ROWS", help="Rows side by side.")
+@click.option("--threads", type=click.IntRange(1), default=None, metavar="THREADS", help="Threads in all; ranks share them.  [default: the cores]")
+@options.json_output
+def bench(threads: int | None, as_json: bool, **asked: Any) -> None:
+    """Measure ENGINES in a process of their own: speed, load time, memory, share of the roofline."""
+    from .bench.bench import BenchRequest
+    from .bench.bench import bench as run_bench
+
+    seen = run_bench(BenchRequest(threads=threads or 0, **asked))
+    click.echo(json.dumps(seen.report()) if as_json else seen.summary())
+
+
+@click.command()
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.option("--verify", is_flag=True, help="Recompute every hash.")
 @options.json_output

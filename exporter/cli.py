@@ -30,6 +30,7 @@ COMMANDS = {
     "build": Entry("engines.commands:build", "Build a backend's engines from portable graphs."),
     "run": Entry("engines.commands:run", "Generate text with built engines."),
     "compare": Entry("engines.commands:compare", "Run two chains side by side; exit 3 where their outputs differ."),
+    "bench": Entry("engines.commands:bench", "Measure engines: speed, load time, memory, share of the roofline."),
     "inspect": Entry("engines.commands:inspect", "Say what is in a folder; check its hashes with --verify."),
 }
 
