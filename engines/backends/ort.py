@@ -19,7 +19,8 @@ from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
 from exporter.plan.manifest import Assembly, FileStamp, GraphsRank
 
-from ..runtime.session import AS_WRITTEN
+from ..runtime.session import AS_WRITTEN, providers_of
+from ..runtime.session import CUDA as CUDA_PROVIDER
 from .contract import Backend, RankBuild, RankEngines
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ DERIVED = "lowered.safetensors"
 """Weights in the order that ONNX Runtime's kernels want, beside the portable ones."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "ort": {"providers": ["CPUExecutionProvider"], "config": AS_WRITTEN},
-    "ort-cuda": {"providers": ["CUDAExecutionProvider", "CPUExecutionProvider"], "config": AS_WRITTEN},
+    "ort-cuda": {"providers": [[CUDA_PROVIDER, {"use_tf32": "0"}], "CPUExecutionProvider"], "config": AS_WRITTEN},
 }
 """What sessions are opened with; ``config`` are ONNX Runtime's session configuration entries."""
 FAST = "kernels that round activations in blocks of their own stand where the scheme has none, or others: build without --fast for what was calibrated"
@@ -82,12 +83,12 @@ def build(able: Capabilities, request: RankBuild) -> RankEngines:
     graphs, places = [lowered for lowered, _ in made], {}
     if derived:
         places, stamps[DERIVED] = write_derived(request.folder / name, request.folder / DERIVED, derived)
-    opens = able.backend == "ort" or "CUDAExecutionProvider" in _providers()
+    opens = able.backend == "ort" or CUDA_PROVIDER in _providers()
     for number, ((launch, file), graph) in enumerate(zip(assembly.graphs.items(), graphs, strict=True)):
         request.progress(launch, number / len(made))
         _write_graph(graph, places, request.folder / file, able)
         if opens:
-            _try_open(request.folder / file, OPTIONS[able.backend]["providers"])
+            _try_open(request.folder / file, providers_of(OPTIONS[able.backend]))
     if not opens:
         refusals["opening"] = "ONNX Runtime has no CUDAExecutionProvider here: these graphs were written, not opened"
     options = OPTIONS[able.backend] | ({"fast": FAST} if request.fast else {})
@@ -138,7 +139,7 @@ def _write_graph(lowered: "onnx.ModelProto", places: dict[str, Placed], target: 
     files.write_bytes(target, lowered.SerializeToString(deterministic=True))
 
 
-def _try_open(path: Path, providers: list[str]) -> None:
+def _try_open(path: Path, providers: list[Any]) -> None:
     """Open a session as cheaply as can be: no optimisation and no repacking, so that weights stay mapped."""
     import onnxruntime
 

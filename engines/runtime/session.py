@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Session configuration: weight-only products compute in float32 rather than with activations of their own quantisation."""
+CUDA = "CUDAExecutionProvider"
 LEVELS = {"all": "ORT_ENABLE_ALL", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DISABLE_ALL"}
 """``graph_optimization_level`` in an engine's options → ONNX Runtime's name for it."""
 
@@ -71,7 +72,13 @@ class Session:
 
 def device_of(options: dict[str, Any]) -> str:
     """Where an engine's values lie, as ONNX Runtime names it."""
-    return "cuda" if options.get("providers", [""])[0] == "CUDAExecutionProvider" else "cpu"
+    first = providers_of(options)[0]
+    return "cuda" if CUDA in (first, first[0]) else "cpu"
+
+
+def providers_of(options: dict[str, Any]) -> list[str | tuple[str, dict[str, Any]]]:
+    """ONNX Runtime's execution providers, the preferred first: a name, or a name and its options."""
+    return [one if isinstance(one, str) else (one[0], one[1]) for one in options.get("providers", ["CPUExecutionProvider"])]
 
 
 def _open(ort: Any, path: Path | bytes, threads: int, options: dict[str, Any]) -> Any:
@@ -83,7 +90,7 @@ def _open(ort: Any, path: Path | bytes, threads: int, options: dict[str, Any]) -
     for key, value in options.get("config", {}).items():
         made.add_session_config_entry(key, str(value))
     try:
-        return ort.InferenceSession(path if isinstance(path, bytes) else str(path), made, providers=options.get("providers", ["CPUExecutionProvider"]))
+        return ort.InferenceSession(path if isinstance(path, bytes) else str(path), made, providers=providers_of(options))
     except Exception as cause:  # ONNX Runtime's exceptions share no base of their own
         raise LoadError(f"ONNX Runtime cannot open {'a graph' if isinstance(path, bytes) else path}: {cause}", hint="bf16 graphs build for TensorRT; on a CPU export with --precision fp32.") from cause
 
