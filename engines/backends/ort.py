@@ -31,7 +31,7 @@ CPU = Capabilities(
     backend="ort",
     kernels=frozenset({
         "com.microsoft.MoEGroupRouter", "com.microsoft.MoE", "com.microsoft.QMoE", "com.microsoft.QMoE/router_weights",
-        "com.microsoft.MatMulNBits", "com.microsoft.MatMulNBits/int8", "MatMulInteger",
+        "com.microsoft.QMoE/int8", "com.microsoft.MatMulNBits", "com.microsoft.MatMulNBits/int8", "MatMulInteger",
     }),
     dtypes=frozenset({"fp32", "fp16"}),
     collectives_inside=False,

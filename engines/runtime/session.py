@@ -82,6 +82,10 @@ def providers_of(options: dict[str, Any]) -> list[str | tuple[str, dict[str, Any
 
 
 def _open(ort: Any, path: Path | bytes, threads: int, options: dict[str, Any]) -> Any:
+    providers = providers_of(options)
+    wanted = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    if wanted not in ort.get_available_providers():
+        raise LoadError(f"these engines run on ONNX Runtime's {wanted}, which this onnxruntime {ort.__version__} does not have.", hint="pip install 'moetrt[ort-cuda]' on a machine with a CUDA device, or build with --backend ort.")
     made = ort.SessionOptions()
     made.intra_op_num_threads = threads
     made.inter_op_num_threads = 1
@@ -90,7 +94,7 @@ def _open(ort: Any, path: Path | bytes, threads: int, options: dict[str, Any]) -
     for key, value in options.get("config", {}).items():
         made.add_session_config_entry(key, str(value))
     try:
-        return ort.InferenceSession(path if isinstance(path, bytes) else str(path), made, providers=providers_of(options))
+        return ort.InferenceSession(path if isinstance(path, bytes) else str(path), made, providers=providers)
     except Exception as cause:  # ONNX Runtime's exceptions share no base of their own
         raise LoadError(f"ONNX Runtime cannot open {'a graph' if isinstance(path, bytes) else path}: {cause}", hint="bf16 graphs build for TensorRT; on a CPU export with --precision fp32.") from cause
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 KERNEL = "com.microsoft.QMoE"
 FINISHED = "com.microsoft.QMoE/router_weights"
 """Whether the kernel heeds that input: the one for CUDA does not."""
-EXACT_BLOCKS = {8: (0,), 4: (32, 64, 128)}
-"""Bits → inputs that share a scale, 0 for all, where the kernel computes in float32: of 8 bits in blocks it rounds activations."""
+ROUNDS = "com.microsoft.QMoE/int8"
+"""Whether the kernel rounds activations where 8-bit weights have a scale for each block: so the one for CPUs."""
 
 
 def refuses(node: "onnx.NodeProto", context: Context) -> Refusal | None:
@@ -41,7 +41,8 @@ def refuses(node: "onnx.NodeProto", context: Context) -> Refusal | None:
     block, bits = attributes.get("block_size", 0), _bits(node, context)
     if attributes["activations"] != "float" and not context.fast:
         return Refusal(f"the kernel takes float activations; these are rounded by {attributes['activations']} scales")
-    if block not in EXACT_BLOCKS[bits] and not (context.fast and block in BLOCKS):
+    rounds = bits == 8 and context.capabilities.has(ROUNDS) and not context.fast
+    if block not in ((0,) if rounds else (*BLOCKS, 0) if bits == 8 else BLOCKS):
         return Refusal(f"the kernel does not compute {bits}-bit weights with a scale for {block or 'all'} inputs as they are written")
     if chosen.shape is None or not isinstance(chosen.shape[1], int):
         return Refusal("the number of experts per token is not known")

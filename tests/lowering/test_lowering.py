@@ -20,6 +20,7 @@ from suites.ops import (
 )
 from tolerances import BY_DTYPE, FLOAT32_ORDER, LOG_ROUTING
 
+from engines.backends import ort
 from exporter.errors import BuildError
 from exporter.lowering import LOWERINGS, lower
 from exporter.lowering.linear_ort import LINEAR
@@ -30,7 +31,7 @@ from exporter.ops import DOMAIN, OPS
 from exporter.plan.capabilities import Capabilities
 
 NOTHING = Capabilities("bare", frozenset(), frozenset({"fp32"}), False, False, "none")
-ORT = replace(NOTHING, backend="ort", kernels=frozenset({"com.microsoft.MoE", "com.microsoft.QMoE"}))
+ORT = replace(NOTHING, backend="ort", kernels=ort.CPU.kernels - {"com.microsoft.MoEGroupRouter", "MatMulInteger"}, kernel_dtypes=ort.CPU.kernel_dtypes)
 INTEGERS = replace(ORT, kernels=ORT.kernels | {"MatMulInteger"})
 TENSORRT = replace(NOTHING, backend="tensorrt", kernels=frozenset({"trt.DistCollective"}), collectives_inside=True)
 
