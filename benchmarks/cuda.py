@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep checkpoint and engines here")
+    parser.add_argument("--no-transformers", action="store_true", help="as the reference alone")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     prompt = np.random.default_rng(1).integers(2, MID["vocab_size"], asked.prompt_tokens).tolist()
@@ -41,7 +42,7 @@ def main() -> None:
         wanted, seen = reference(folder / "model", prompt), {}
         for kind in asked.kinds:
             seen[f"ort-cuda {kind}"] = tried(lambda kind=kind: engines(folder, kind, prompt, asked.new_tokens, wanted))
-        for dtype, experts in itertools.product(("bfloat16", "float16"), ("eager", "grouped_mm")):
+        for dtype, experts in () if asked.no_transformers else itertools.product(("bfloat16", "float16"), ("eager", "grouped_mm")):
             seen[f"transformers {dtype} {experts}"] = tried(
                 lambda dtype=dtype, experts=experts: transformers(folder / "model", dtype, experts, prompt, asked.new_tokens, wanted)
             )

@@ -41,7 +41,7 @@ CPU = Capabilities(
 )  # fmt: skip
 CUDA = Capabilities(
     backend="ort-cuda",
-    kernels=frozenset({"com.microsoft.MoEGroupRouter", "com.microsoft.MoE", "com.microsoft.QMoE", "com.microsoft.MatMulNBits"}),
+    kernels=frozenset({"com.microsoft.MoE", "com.microsoft.QMoE", "com.microsoft.MatMulNBits"}),
     dtypes=frozenset({"fp32", "fp16"}),
     collectives_inside=False,
     needs_gpu_to_run=True,
