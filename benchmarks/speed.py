@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,23 +44,23 @@ class Recipe:
     """Of quantisation; None for float32."""
     tensor: int = 1
     batch: int = 1
-    build: dict[str, Any] = field(default_factory=dict)
-    """More of an ``EngineRequest``."""
+    build: dict[str, bool] = field(default_factory=dict)
+    """More of an ``EngineRequest``: what it is to switch on."""
 
     @property
     def folder(self) -> str:
-        return f"{self.scheme or 'fp32'}-tp{self.tensor}" + "".join(f"-{name}-{value}" for name, value in self.build.items())
+        return f"{self.scheme or 'fp32'}-tp{self.tensor}" + "".join(f"-{name}" for name, wanted in self.build.items() if wanted)
 
 
-INT8, INT4 = "int8-weights", "int4-weights-128"
+INT8 = Recipe("int8-weights-128", build={"fast": True})
 OURS = {
     "fp32": Recipe(),
-    "int8": Recipe(INT8),
-    "int8_batch_8": Recipe(INT8, batch=8),
-    "int8_tp2": Recipe(INT8, tensor=2),
-    "int4": Recipe(INT4),
+    "int8": INT8,
+    "int8_batch_8": replace(INT8, batch=8),
+    "int8_tp2": replace(INT8, tensor=2),
+    "int4": Recipe("int4-weights", build={"fast": True}),
 }
-"""Series → what is measured under that name."""
+"""Series → what is measured under that name; kernels may round activations, as llama.cpp's do."""
 ORDER = ("fp32", "transformers_fp32", "transformers_bf16", "int8", "llama_q8_0", "int8_batch_8", "int8_tp2", "int4", "llama_q4_0", "llama_q4_k_m")
 """Ours and what they are compared with stand side by side."""
 MOST_ROWS = max(recipe.batch for recipe in OURS.values())

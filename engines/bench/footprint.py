@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 WHOLE, ROWS, EXPERTS = "whole", "rows", "experts"
 """How a step reads a tensor: all of it; a row for each token; the experts that tokens chose."""
-LOOKUPS = ("Gather", "GatherBlockQuantized")
-"""Ops that read rows of their first input."""
+LOOKUPS = {"Gather": (0,), "GatherBlockQuantized": (0, 2, 3), "RotaryEmbedding": (1, 2)}
+"""Op → inputs of which it reads the rows that another input names."""
 BITS = {"INT4": 4, "UINT4": 4, "INT2": 2, "UINT2": 2, "BOOL": 8}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
@@ -118,7 +118,7 @@ def mapped(graph: "onnx.GraphProto", experts: int) -> Iterator[tuple[tuple[str, 
 
 
 def _read(tensor: "onnx.TensorProto", uses: Iterable[tuple[str, int]], experts: int) -> str:
-    if all(op in LOOKUPS and position != 1 for op, position in uses):
+    if all(position in LOOKUPS.get(op, ()) for op, position in uses):
         return ROWS
     # By its name, which every lowering keeps: a kernel reads the experts that were chosen, and no body has to read more.
     return EXPERTS if ".experts." in tensor.name and tensor.dims and tensor.dims[0] == experts else WHOLE
