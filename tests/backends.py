@@ -59,10 +59,13 @@ def _output_type(op: str, name: str, arrays: tuple[np.ndarray, ...]) -> int:
     return onnx.TensorProto.FLOAT if op == "Route" else helper.np_dtype_to_tensor_dtype(arrays[0].dtype)
 
 
-def run_onnxruntime(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+def run_onnxruntime(model: onnx.ModelProto, feeds: dict[str, np.ndarray], as_written: bool = False) -> list[np.ndarray]:
+    """:param as_written: without ONNX Runtime's optimisations, of which some round activations."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})

@@ -6,6 +6,7 @@ import backends
 import numpy as np
 import onnx
 import pytest
+from lowered import with_derived
 from onnx import TensorProto, helper
 from suites.ops import (
     CASES,
@@ -82,26 +83,6 @@ def test_moe_kernel_takes_large_and_vanishing_weights() -> None:
     wanted = OPS["Experts"].reference(*inputs(), first_expert=0)
     got = backends.run_onnxruntime(lowered, backends.feeds_of(case))[0]
     np.testing.assert_allclose(got / 16, wanted / 16, LOG_ROUTING.relative, LOG_ROUTING.absolute)
-
-
-def with_derived(model: onnx.ModelProto, capabilities: Capabilities, fast: bool = False) -> tuple[onnx.ModelProto, tuple]:
-    """The lowered model, its derived tensors made and put into it."""
-    derived: dict = {}
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    lowered, records = lower(model, capabilities, derived, fast)
-    for tensor in lowered.graph.initializer:
-        if tensor.name in derived:
-            made = derived[tensor.name]
-            array = np.concatenate([piece.ravel() for piece in made.make(*(as_stored(stored[name]) for name in made.sources))]).reshape(made.shape)
-            tensor.CopyFrom(backends.tensor(tensor.name, array))
-    return lowered, records
-
-
-def as_stored(tensor: onnx.TensorProto) -> np.ndarray:
-    """As a weights file holds it: of 4 bits two in a byte."""
-    if tensor.data_type != TensorProto.INT4:
-        return onnx.numpy_helper.to_array(tensor)
-    return np.frombuffer(tensor.raw_data, np.uint8).reshape(*tensor.dims[:-1], tensor.dims[-1] // 2)
 
 
 WEIGHT_ONLY = [quantized(Mixture(tokens), first, 4, "float", on) for tokens, first, on in ((0, 0, None), (1, 0, None), (17, 4, None), (5, 4, 3), (5, 0, 3))]

@@ -109,26 +109,25 @@ def quantized(mixture: Mixture, first: int, count: int, activations: str, all_on
     return OpCase(f"quantized {like.name}, {activations}", "QuantizedExperts", inputs, attributes)
 
 
-def blocked(mixture: Mixture, first: int, count: int, block: int) -> OpCase:
-    """``sliced`` with int4 weights, a scale for each ``block`` inputs."""
+def blocked(mixture: Mixture, first: int, count: int, block: int, bits: int = 4) -> OpCase:
+    """``sliced`` with int4 or int8 weights, a scale for each ``block`` inputs."""
     like = sliced(mixture, first, count)
 
     def inputs() -> tuple[np.ndarray, ...]:
         x, chosen, weights, *floats = like.inputs()
-        return x, chosen, weights, *(part for weight in floats for part in _to_int4(weight.swapaxes(1, 2), x.dtype, block))
+        return x, chosen, weights, *(part for weight in floats for part in to_blocks(weight.swapaxes(1, 2), x.dtype, block, bits))
 
     attributes = {"first_expert": first, "activations": "float", "block_size": block}
-    return OpCase(f"quantized {like.name}, int4 by {block}", "QuantizedExperts", inputs, attributes)
+    return OpCase(f"quantized {like.name}, int{bits} by {block}", "QuantizedExperts", inputs, attributes)
 
 
-def _to_int4(weight: np.ndarray, dtype: np.dtype, block: int) -> tuple[np.ndarray, np.ndarray]:
-    import ml_dtypes
-
-    wide = weight.astype(np.float32)
-    blocks = wide.reshape(len(wide), -1, block, wide.shape[2])
-    scale = (np.abs(blocks).max(axis=2) / 7).astype(dtype)
-    values = np.clip(np.rint(wide / scale.astype(np.float32).repeat(block, axis=1)), -8, 7)
-    return values.astype(np.int8).astype(ml_dtypes.int4), scale
+def to_blocks(weight: np.ndarray, dtype: np.dtype, block: int, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Values, and a scale for each block of inputs. :param weight: *Shape:* ``(…, inputs, outputs)``."""
+    wide, most = weight.astype(np.float32), 2 ** (bits - 1) - 1
+    blocks = wide.reshape(*wide.shape[:-2], -1, block, wide.shape[-1])
+    scale = (np.abs(blocks).max(axis=-2) / most).astype(dtype)
+    values = np.clip(np.rint(wide / scale.astype(np.float32).repeat(block, axis=-2)), -most - 1, most).astype(np.int8)
+    return values.astype(ml_dtypes.int4) if bits == 4 else values, scale
 
 
 def _to_int8(weight: np.ndarray, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
