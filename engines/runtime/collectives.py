@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from exporter.plan.parallel import Plan
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.2
 """How long a rank waits for its predecessor before it looks whether the chain was aborted."""
+SPINS = 20000
+"""Turns that a rank gives way before it sleeps between looks: some milliseconds, longer than ranks of like work are apart."""
+NAP_SECONDS = 1e-4
 
 
 class Aborted(Exception):
@@ -25,8 +29,10 @@ class Collectives:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.barriers = [threading.Barrier(plan.tensor) for _ in range(plan.pipeline)]
-        self.slots: list[list[Any]] = [[None] * plan.tensor for _ in range(plan.pipeline)]
+        self.calls = [0] * plan.ranks
+        """Collectives that each rank has come to."""
+        self.slots: tuple[list[Any], list[Any]] = ([None] * plan.ranks, [None] * plan.ranks)
+        """Parts by rank, of even calls and of odd ones."""
         self.mail: list[queue.Queue] = [queue.Queue() for _ in range(plan.ranks)]
         self.failed = threading.Event()
 
@@ -34,20 +40,17 @@ class Collectives:
         """The sum over the stage's tensor ranks, in float32, in the dtype of ``value``."""
         import numpy as np
 
-        parts = self._share(rank, value)
-        total = parts[0].astype(np.float32, copy=True)
-        for part in parts[1:]:
+        first, *rest = self._share(rank, value)
+        total = first.astype(np.float32)
+        for part in rest:
             total += part
-        self._leave(rank)
         return total.astype(value.dtype, copy=False)
 
     def all_gather(self, rank: int, value: "np.ndarray") -> "np.ndarray":
         """The stage's parts side by side along the last axis, in rank order."""
         import numpy as np
 
-        joined = np.concatenate(self._share(rank, value), axis=-1)
-        self._leave(rank)
-        return joined
+        return np.concatenate(self._share(rank, value), axis=-1)
 
     def send(self, rank: int, values: dict[str, Any]) -> None:
         """Hand values to the same tensor rank of the next stage."""
@@ -65,21 +68,25 @@ class Collectives:
     def abort(self) -> None:
         """Let every waiting rank go."""
         self.failed.set()
-        for barrier in self.barriers:
-            barrier.abort()
 
     def _share(self, rank: int, value: Any) -> list[Any]:
-        stage, index = divmod(rank, self.plan.tensor)
-        self.slots[stage][index] = value
-        self._wait(stage)
-        return self.slots[stage]
+        """The parts of all ranks of the stage, when all have come.
 
-    def _leave(self, rank: int) -> None:
-        """Nobody overwrites a slot before all have read it."""
-        self._wait(rank // self.plan.tensor)
+        A rank comes to the call after next only when all have come to the next, and so have read this one's parts: two sets of
+        slots do. Ranks wait awake, since they come within microseconds of each other and waking a thread takes tens of them.
+        """
+        call = self.calls[rank] + 1
+        slots, peers = self.slots[call % 2], self._stage(rank)
+        slots[rank] = value
+        self.calls[rank] = call
+        looks = 0
+        while any(self.calls[peer] < call for peer in peers):
+            if self.failed.is_set():
+                raise Aborted
+            looks += 1
+            time.sleep(0 if looks < SPINS else NAP_SECONDS)
+        return [slots[peer] for peer in peers]
 
-    def _wait(self, stage: int) -> None:
-        try:
-            self.barriers[stage].wait()
-        except threading.BrokenBarrierError:
-            raise Aborted from None
+    def _stage(self, rank: int) -> range:
+        first = rank - rank % self.plan.tensor
+        return range(first, first + self.plan.tensor)

@@ -6,7 +6,6 @@ Each function gives a tensor in pieces along its first axis, as :class:`~.rewrit
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import ml_dtypes  # noqa: F401  (teaches numpy the name bfloat16)
 import numpy as np
 
 from .rewrite import Derived
@@ -15,8 +14,8 @@ BLOCKS = (128, 64, 32)
 """Inputs that share a scale, where a kernel wants blocks and the weights have a scale for all inputs: the largest that divides them."""
 
 
-STORED = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-"""Precision → dtype as safetensors names it."""
+STORED = {"fp32": "F32", "fp16": "F16"}
+"""Precisions that kernels take scales in → dtype as safetensors names it."""
 
 
 def block_of(*inputs: int) -> int | None:
@@ -61,6 +60,6 @@ def _rows4(pairs: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _scales(values: np.ndarray, repeats: int, factor: float, dtype: str) -> Iterator[np.ndarray]:
-    kind = np.dtype({"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype])
+    kind = {"F32": np.float32, "F16": np.float16}[dtype]
     by_matrix = values if values.ndim == 3 else values.reshape(1, -1, values.shape[-1])
     return _each(lambda one: np.repeat((one.T.astype(np.float32) * np.float32(factor)).astype(kind), repeats, axis=1), by_matrix)
