@@ -4,6 +4,7 @@ Nothing of it lies here. What is run is version 0.3.36 of llama-cpp-python's ven
 """
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -91,7 +92,7 @@ def make(home: Path) -> None:
     options = {"CMAKE_BUILD_TYPE": "Release", "GGML_NATIVE": "ON", "LLAMA_CURL": "OFF", "LLAMA_BUILD_TESTS": "OFF", "LLAMA_BUILD_SERVER": "OFF"}
     options |= {"CMAKE_C_FLAGS": flags, "CMAKE_CXX_FLAGS": flags}
     told([cmake, "-S", str(home / "source"), "-B", str(home / "build"), *(f"-D{name}={value}" for name, value in options.items())])
-    told([cmake, "--build", str(home / "build"), "--parallel", "--target", *TOOLS])
+    told([cmake, "--build", str(home / "build"), "--parallel", str(os.cpu_count() or 1), "--target", *TOOLS])
 
 
 def _cmake(home: Path) -> str:

@@ -9,6 +9,7 @@ that slows down slows all. A peer that is not there is left out, and said so.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import json
@@ -105,8 +106,8 @@ def main() -> None:
     if asked.smoke:
         asked.rounds, asked.repeats, asked.prompt_tokens, asked.new_tokens = 1, 1, 16, 8
     (ROOT / "build").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=ROOT / "build") as scratch:
-        record = run(asked, asked.work or Path(scratch))
+    with contextlib.nullcontext(asked.work) if asked.work else tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
+        record = run(asked, Path(folder))
     asked.json.parent.mkdir(parents=True, exist_ok=True)
     asked.json.write_text(json.dumps(record, indent=1) + "\n")
     print(table(record))

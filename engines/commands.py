@@ -12,6 +12,7 @@ import click
 
 from exporter import options
 from exporter.plan import files
+from exporter.progress import bar
 
 from .backends import BACKENDS
 from .build import EngineRequest, Progress, build_engines
@@ -89,7 +90,9 @@ def bench(threads: int | None, as_json: bool, **asked: Any) -> None:
     from .bench.bench import BenchRequest
     from .bench.bench import bench as run_bench
 
-    seen = run_bench(BenchRequest(threads=threads or 0, **asked))
+    request = BenchRequest(threads=threads or 0, **asked)
+    with bar("measuring", request.repeats + 1, bytes=False) as advance:
+        seen = run_bench(request, advance)
     click.echo(json.dumps(seen.report()) if as_json else seen.summary())
 
 

@@ -5,7 +5,8 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from exporter.plan import files
 from ..runtime.loading import read_set
 
 ROOT = Path(__file__).parents[2]
+RAN = "ran"
+"""What the measuring process prints after each run; last comes its answer."""
 
 
 @dataclass(frozen=True)
@@ -138,21 +141,31 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def bench(request: BenchRequest) -> Measured:
+def bench(request: BenchRequest, advance: Callable[[int], None] = lambda count: None) -> Measured:
     """Measure in a new process, so that load time and peak memory are the engines' own.
 
+    :param advance: called with 1 after each of the ``repeats`` and one runs.
     :raises MoetrtError: the engines do not load here, or do not serve the request.
     """
     read_set(Path(request.engines))
-    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    child = subprocess.run(
-        [sys.executable, "-m", "engines.bench.measure"], input=json.dumps(files.to_json(request)), capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
-    )
-    lines = child.stdout.splitlines()
-    if child.returncode or not lines:
-        told = child.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-        raise RunError(f"the measuring process ended with code {child.returncode}: {told[0]}", hint="Code -9 means that memory ran out.")
-    answer = json.loads(lines[-1])
-    if "refused" in answer:
-        raise RunError(answer["refused"], answer["hint"])
-    return files.from_json(Measured, answer, "the measuring process's answer")
+    paths, answer = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))), None
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", "engines.bench.measure", json.dumps(files.to_json(request))],
+            stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | {"PYTHONPATH": paths},
+        ) as child,
+    ):  # fmt: skip
+        for line in child.stdout:
+            if line.strip() == RAN:
+                advance(1)
+            else:
+                answer = line
+        if child.wait() or answer is None:
+            errors.seek(0)
+            said = errors.read().strip().splitlines()[-1:] or ["it said nothing"]
+            raise RunError(f"the measuring process ended with code {child.returncode}: {said[0]}", hint="Code -9 means that memory ran out.")
+    found = json.loads(answer)
+    if "refused" in found:
+        raise RunError(found["refused"], found["hint"])
+    return files.from_json(Measured, found, "the measuring process's answer")

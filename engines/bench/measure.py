@@ -1,4 +1,4 @@
-"""The process that measures: a request as JSON on stdin, what it saw as JSON on stdout."""
+"""The process that measures: a request as JSON in, a line for each run and then what it saw as JSON on stdout."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from ..runtime.chain import Chain
 from ..runtime.loading import load
 from ..runtime.session import onnxruntime
 from .bandwidth import read_bandwidth
-from .bench import BenchRequest, Measured, spread
+from .bench import RAN, BenchRequest, Measured, spread
 from .footprint import assembly_of, cache_bytes, read_footprint, step_bytes
 from .machine import cpu, peak_rss, today, versions
 
@@ -67,11 +67,12 @@ def times_of(chain: Chain, prompts: list[list[int]], new_tokens: int) -> list[fl
     """Seconds to the first token of all rows, then of each step after it."""
     times = [time.perf_counter()]
     times += [time.perf_counter() for _ in chain.stream_batch(prompts, new_tokens, ignore_eos=True)]
+    print(RAN, flush=True)
     return [after - before for before, after in zip(times, times[1:], strict=False)]
 
 
 def main() -> None:
-    request = files.from_json(BenchRequest, json.load(sys.stdin), "the request")
+    request = files.from_json(BenchRequest, json.loads(sys.argv[1]), "the request")
     try:
         answer = files.to_json(measure(request))
     except MoetrtError as error:
