@@ -144,6 +144,10 @@ def _merge(part: Part, outputs: list[dict[str, Any]]) -> dict[str, "np.ndarray"]
     return values | {part.after.result: joined}
 
 
+CHOICES_SHOWN = replace(CPU, kernels=CPU.kernels - {"com.microsoft.MoEGroupRouter"})
+"""That kernel does not tell which experts it chose, and whoever calibrates asks."""
+
+
 def open_segment(folder: Path, record: GraphsRank, name: str, taps: Sequence[str] = ()) -> Session:
     """A rank's segment on ONNX Runtime, with the experts' kernel where it has one, and inner values as outputs."""
     import os
@@ -151,7 +155,7 @@ def open_segment(folder: Path, record: GraphsRank, name: str, taps: Sequence[str
     import onnx
 
     where = folder / records.rank_folder(record.rank)
-    model, _ = lower(onnx.load(where / record.segments.graphs[name], load_external_data=False), CPU)
+    model, _ = lower(onnx.load(where / record.segments.graphs[name], load_external_data=False), CHOICES_SHOWN)
     signature = record.segments.signatures[name]
     made = {output for node in model.graph.node for output in node.output} - {tensor.name for tensor in signature.outputs}
     known = _element_types(model.graph, record)

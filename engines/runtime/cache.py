@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import RunError
 from exporter.plan.manifest import Assembly
 from exporter.plan.signature import BATCH, CONTEXT
 
+from .fuse import state_name
 from .session import value_of, zeros
 
 if TYPE_CHECKING:
@@ -28,6 +30,11 @@ class Cache:
     within: dict[int, dict[str, Any]] | None = field(default=None, repr=False, compare=False)
     """Of a view: the buffers that it lies in, which live as long as it does."""
     views: dict[tuple[int, int], "Cache"] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def all_ranks(self) -> dict[str, Any]:
+        """The buffers of all ranks, under the names that they have in a joined graph."""
+        return {state_name(rank, name): buffer for rank, states in self.ranks.items() for name, buffer in states.items()}
 
     def rows(self, start: int, stop: int) -> "Cache":
         """Rows ``start`` to ``stop``, over the same memory. Made once and kept, so that what is bound to it stays bound."""

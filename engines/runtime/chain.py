@@ -1,17 +1,25 @@
-"""The ranks of an engine set as one model: one thread a rank, each walking its schedule."""
+"""The ranks of an engine set as one model: joined into one graph, or each walking its schedule up to a collective in turn.
+
+The ranks of one process share its cores. Side by side they would wait for each other at every collective, the longest for the
+one with more of a token's experts; one after another, each product has all cores and nobody waits. Whoever looks at values on
+the way gets the walk; else, on a CPU, the ranks are one graph (see :mod:`.fuse`).
+"""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import RunError
+from exporter.plan.config import ModelConfig
 from exporter.plan.manifest import Assembly, EngineRank, GraphsRank
-from exporter.plan.schedule import AllGather, AllReduce, Launch, Receive, Send, Step
+from exporter.plan.parallel import Plan
+from exporter.plan.schedule import AllGather, AllReduce, Launch, Send, Step
 
 from .cache import Cache, allocate_cache, cache_length
-from .collectives import Aborted, Collectives
+from .collectives import all_gather, all_reduce
+from .fuse import fuse
 from .generate import chunks, generate
 from .sampling import Sampling
 from .serving import Completion, Request, serve
@@ -24,32 +32,54 @@ Observer = Callable[[int, Step, dict[str, Any]], None]
 """Called after each step with the rank, the step and the values by name (OrtValues)."""
 
 
+APART = {"session.intra_op.allow_spinning": "0"}
+"""For graphs that run one after another: a pool that goes on spinning after its graph would keep the cores from the next."""
+
+
 class RankRunner:
-    """One rank: its sessions and its schedule."""
+    """One rank: its sessions, opened when they are first needed, and its schedule."""
 
     def __init__(self, rank: int, folder: Path, assembly: Assembly, options: dict[str, Any], threads: int) -> None:
-        self.rank, self.assembly = rank, assembly
-        hosted = frozenset(_hosted(assembly))
-        self.sessions = {name: Session(folder / file, assembly.signatures[name], threads, options, hosted) for name, file in assembly.graphs.items()}
+        self.rank, self.folder, self.assembly, self.options, self.threads = rank, folder, assembly, options, threads
         self.device = device_of(options)
 
-    def walk(self, values: dict[str, Any], states: dict[str, Any], collectives: Collectives, observer: Observer | None) -> dict[str, Any]:
-        """Take every step. :returns: all values at the end."""
+    @cached_property
+    def sessions(self) -> dict[str, Session]:
+        hosted, options = frozenset(_hosted(self.assembly)), self.options
+        if len(self.assembly.graphs) > 1:
+            options = options | {"config": options.get("config", {}) | APART}
+        return {name: Session(self.folder / file, self.assembly.signatures[name], self.threads, options, hosted) for name, file in self.assembly.graphs.items()}
+
+    def walk(self, values: dict[str, Any], states: dict[str, Any], observer: Observer | None) -> Iterator[AllReduce | AllGather]:
+        """Take every step; give way at a collective, whose result is among the values when the walk goes on.
+
+        :param values: what the rank knows by name; what its graphs make is added.
+        """
         for step in self.assembly.steps:
             match step:
                 case Launch(graph):
                     values |= self.sessions[graph].run(values, states)
-                case AllReduce(value, result):
-                    values[result] = value_of(collectives.all_reduce(self.rank, values[value].numpy()))
-                case AllGather(value, result):
-                    values[result] = value_of(collectives.all_gather(self.rank, values[value].numpy()))
-                case Send(names):
-                    collectives.send(self.rank, {name: values[name] for name in names})
-                case Receive():
-                    values |= collectives.receive(self.rank)
+                case AllReduce() | AllGather():
+                    yield step
             if observer:
                 observer(self.rank, step, values)
-        return values
+
+    @property
+    def sent(self) -> tuple[str, ...]:
+        """What the same tensor rank of the next stage gets."""
+        return next((step.values for step in self.assembly.steps if isinstance(step, Send)), ())
+
+
+def join_ranks(folder: Path, config: ModelConfig, plan: Plan, runners: dict[int, RankRunner]) -> Session | None:
+    """One session for all ranks, where they are several and of one CPU; the sessions of a single rank, or of devices, are opened."""
+    first = runners[0]
+    if len(runners) == 1 or first.device != "cpu":
+        for runner in runners.values():
+            _ = runner.sessions
+        return None
+    fused = fuse(folder, {rank: runner.assembly for rank, runner in runners.items()}, config, plan.tensor)
+    options = first.options | {"config": first.options.get("config", {}) | {"session.model_external_initializers_file_folder_path": str(folder.resolve())}}
+    return Session(fused.model.SerializeToString(), fused.signature, first.threads, options)
 
 
 def _hosted(assembly: Assembly) -> Iterator[str]:
@@ -64,7 +94,7 @@ def _hosted(assembly: Assembly) -> Iterator[str]:
 
 
 class Chain:
-    """A loaded engine set. Use it from one thread; close it, or use it as a context, to let its threads go."""
+    """A loaded engine set. Steps of several threads are taken one after another; close it, or use it as a context, to let its memory go."""
 
     def __init__(self, folder: Path, records: dict[int, EngineRank | GraphsRank], runners: dict[int, RankRunner], max_context: int) -> None:
         self.folder, self.records, self.runners, self.max_context = folder, records, runners, max_context
@@ -73,8 +103,8 @@ class Chain:
         scheme = first.quantization.scheme if first.quantization else "none"
         self.arithmetic = first.precision if scheme == "none" else scheme
         """What decides how far its logits may be from another chain's."""
-        self.pool = ThreadPoolExecutor(len(runners), thread_name_prefix="rank")
         self.kept: Cache | None = None
+        self.joined = join_ranks(folder, self.config, self.plan, runners)
         self.lock = threading.Lock()
 
     def __enter__(self) -> "Chain":
@@ -84,7 +114,8 @@ class Chain:
         self.close()
 
     def close(self) -> None:
-        self.pool.shutdown()
+        """Let sessions and cache go."""
+        self.runners, self.joined, self.kept = {}, None, None
 
     def cache(self, batch: int, tokens: int) -> Cache:
         """A cache for ``batch`` rows of up to ``tokens`` tokens; the last one is used again where it fits.
@@ -105,30 +136,31 @@ class Chain:
         :param start: position of each row's first new token. *Shape:* int64 ``(batch)``
         :param select: which new tokens' logits are wanted. *Shape:* int64 ``(batch, selected)``
         :returns: *Shape:* float32 ``(batch, selected, vocab)``
-        :raises Exception: what the first failing rank raised; the others are released.
+        :raises Exception: what a rank raised; the chain lives on.
         """
-        collectives = Collectives(self.plan)
         given = {"token_ids": value_of(token_ids), "start": value_of(start), "select": value_of(select)}
+        if self.joined and observer is None:
+            with self.lock:
+                (logits,) = self.joined.run(given, cache.all_ranks).values()
+                return logits.numpy().copy()
+        values = {rank: dict(given) for rank in self.runners}
         with self.lock:
-            if len(self.runners) == 1:
-                return self._walk(self.runners[0], given, cache.ranks[0], collectives, observer)["logits"].numpy().copy()
-            futures = [
-                self.pool.submit(self._walk, runner, dict(given), cache.ranks[rank], collectives, observer) for rank, runner in self.runners.items()
-            ]
-            results = [(future.exception(), future) for future in futures]
-        errors = [error for error, _ in results if error is not None]
-        if errors:
-            raise next((error for error in errors if not isinstance(error, Aborted)), errors[0])
+            for stage in range(self.plan.pipeline):
+                self._walk(range(stage * self.plan.tensor, (stage + 1) * self.plan.tensor), values, cache, observer)
         # A copy: the array that numpy() gives does not keep the value's memory.
-        return results[-1][1].result()["logits"].numpy().copy()
+        return values[self.plan.ranks - 1]["logits"].numpy().copy()
 
-    @staticmethod
-    def _walk(runner: RankRunner, values: dict[str, Any], states: dict[str, Any], collectives: Collectives, observer: Observer | None) -> dict[str, Any]:
-        try:
-            return runner.walk(values, states, collectives, observer)
-        except BaseException:
-            collectives.abort()
-            raise
+    def _walk(self, ranks: range, values: dict[int, dict[str, Any]], cache: Cache, observer: Observer | None) -> None:
+        """The ranks of one stage, all of them up to each collective in turn; what they send is among the values of the next."""
+        walks = [self.runners[rank].walk(values[rank], cache.ranks[rank], observer) for rank in ranks]
+        for steps in zip(*walks, strict=True):
+            join = all_reduce if isinstance(steps[0], AllReduce) else all_gather
+            whole = value_of(join([values[rank][step.value].numpy() for rank, step in zip(ranks, steps, strict=True)]))
+            for rank, step in zip(ranks, steps, strict=True):
+                values[rank][step.result] = whole
+        for rank in ranks:
+            for name in self.runners[rank].sent:
+                values[rank + self.plan.tensor][name] = values[rank][name]
 
     def logits(self, token_ids: Sequence[int]) -> "np.ndarray":
         """Logits of every token, from an empty cache.

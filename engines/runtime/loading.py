@@ -19,15 +19,15 @@ def load(path: str | Path, verify: bool = False, threads: int | None = None) -> 
     """A chain of the engines in ``path``; or of portable graphs, which run as they are on stock ONNX Runtime.
 
     :param verify: recompute every hash; otherwise sizes are checked.
-    :param threads: threads in all; ranks share them. The cores at hand when None.
+    :param threads: threads in all, which ranks have in turn. The cores at hand when None.
     :raises LoadError: ranks are missing, damaged or not made for each other, or the backend does not run here.
     """
     folder = Path(path)
     ranks = read_set(folder)
     for rank, record in ranks.items():
         records.check_files(folder / records.rank_folder(rank), record.files, verify)
-    each = max(1, (threads or os.cpu_count() or 1) // len(ranks))
-    runners = {rank: _runner(folder / records.rank_folder(rank), record, each) for rank, record in sorted(ranks.items())}
+    cores = threads or os.cpu_count() or 1
+    runners = {rank: _runner(folder / records.rank_folder(rank), record, cores) for rank, record in sorted(ranks.items())}
     first = ranks[0]
     return Chain(folder, ranks, runners, first.max_context if isinstance(first, EngineRank) else first.config.positions)
 

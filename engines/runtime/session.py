@@ -87,8 +87,7 @@ def _open(ort: Any, path: Path | bytes, threads: int, options: dict[str, Any]) -
     if wanted not in ort.get_available_providers():
         raise LoadError(f"these engines run on ONNX Runtime's {wanted}, which this onnxruntime {ort.__version__} does not have.", hint="pip install 'moetrt[ort-cuda]' on a machine with a CUDA device, or build with --backend ort.")
     made = ort.SessionOptions()
-    made.intra_op_num_threads = threads
-    made.inter_op_num_threads = 1
+    made.intra_op_num_threads, made.inter_op_num_threads = threads, 1
     made.log_severity_level = 3
     made.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[options.get("graph_optimization_level", "all")])
     for key, value in options.get("config", {}).items():

@@ -88,6 +88,7 @@ def test_an_observer_sees_every_step_of_every_rank_with_its_values(chain):
 
 def test_a_failing_rank_ends_the_step_with_its_own_error_and_the_chain_lives_on(chain, monkeypatch):
     expected = chain.logits(PROMPT)
+    monkeypatch.setattr(chain, "joined", None)
     broken = chain.runners[1].sessions["layers.1.moe_ffn"]
     monkeypatch.setattr(broken, "run", lambda *_: (_ for _ in ()).throw(ValueError("rank 1 is broken")))
     with pytest.raises(ValueError, match="rank 1 is broken"):
