@@ -55,6 +55,8 @@ def run(engines: Path, prompt: str | None, token_ids: str | None, stream: bool, 
 
     with load(engines, threads=threads) as chain:
         show = partial(click.echo, nl=False) if stream and not as_json else None
+        if chain.fast:
+            click.echo(f"note: built with --fast: {chain.fast}.", err=True)
         result = generate_text(chain, GenerationRequest(prompt=prompt, token_ids=token_ids, **asked), show)
     click.echo(json.dumps(result.report()) if as_json else "" if stream else result.shown)
 

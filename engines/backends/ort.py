@@ -50,12 +50,14 @@ CUDA = Capabilities(
 )
 DERIVED = "lowered.safetensors"
 """Weights in the order that ONNX Runtime's kernels want, beside the portable ones."""
+CUDA_OPTIONS = {"use_tf32": "0"}
+"""float32 means float32: the library's default rounds factors to 10 bits."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "ort": {"providers": ["CPUExecutionProvider"], "config": AS_WRITTEN},
-    "ort-cuda": {"providers": [[CUDA_PROVIDER, {"use_tf32": "0"}], "CPUExecutionProvider"], "config": AS_WRITTEN},
+    "ort-cuda": {"providers": [[CUDA_PROVIDER, CUDA_OPTIONS], "CPUExecutionProvider"], "config": AS_WRITTEN},
 }
 """What sessions are opened with; ``config`` are ONNX Runtime's session configuration entries."""
-FAST = "kernels that round activations in blocks of their own stand where the scheme has none, or others: build without --fast for what was calibrated"
+FAST = "kernels round activations in blocks of their own, whatever the scheme says; build without it for what was calibrated"
 """What a manifest says of engines that need not compute as their graphs are written."""
 DEQUANTISED = {"session.disable_quant_qdq": "1"}
 """For 8-bit weights alone: matrices become float32 once, at load. The kernel for them that computes in float32 is some thirty
@@ -91,7 +93,10 @@ def build(able: Capabilities, request: RankBuild) -> RankEngines:
             _try_open(request.folder / file, providers_of(OPTIONS[able.backend]))
     if not opens:
         refusals["opening"] = "ONNX Runtime has no CUDAExecutionProvider here: these graphs were written, not opened"
-    options = OPTIONS[able.backend] | ({"fast": FAST} if request.fast else {})
+    options = dict(OPTIONS[able.backend])
+    if able is CUDA and len(assembly.graphs) == 1:
+        options["providers"] = [[CUDA_PROVIDER, CUDA_OPTIONS | {"enable_cuda_graph": "1"}], "CPUExecutionProvider"]
+    options |= ({"fast": FAST} if request.fast else {})
     options |= {"config": AS_WRITTEN | DEQUANTISED} if _is_8_bit_weights(record, graphs) else {}
     return RankEngines(assembly, options, tuple(one for _, records in made for one in records), refusals, stamps)
 

@@ -7,7 +7,7 @@ the way gets the walk; else, on a CPU, the ranks are one graph (see :mod:`.fuse`
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from exporter.plan.schedule import AllGather, AllReduce, Launch, Send, Step
 
 from .cache import Cache, allocate_cache, cache_length
 from .collectives import all_gather, all_reduce
+from .cuda import CapturingSession, captures
 from .fuse import fuse
 from .generate import chunks, generate
 from .sampling import Sampling
@@ -48,7 +49,8 @@ class RankRunner:
         hosted, options = frozenset(_hosted(self.assembly)), self.options
         if len(self.assembly.graphs) > 1:
             options = options | {"config": options.get("config", {}) | APART}
-        return {name: Session(self.folder / file, self.assembly.signatures[name], self.threads, options, hosted) for name, file in self.assembly.graphs.items()}
+        opened = CapturingSession if captures(options) else partial(Session, hosted=hosted)
+        return {name: opened(self.folder / file, self.assembly.signatures[name], self.threads, options) for name, file in self.assembly.graphs.items()}
 
     def walk(self, values: dict[str, Any], states: dict[str, Any], observer: Observer | None) -> Iterator[AllReduce | AllGather]:
         """Take every step; give way at a collective, whose result is among the values when the walk goes on.
@@ -101,7 +103,9 @@ class Chain:
         first = records[0]
         self.config, self.plan, self.precision = first.config, first.plan, first.precision
         scheme = first.quantization.scheme if first.quantization else "none"
-        self.arithmetic = first.precision if scheme == "none" else scheme
+        self.fast: str | None = first.options.get("fast") if isinstance(first, EngineRank) else None
+        """What was substituted, in words, if the engines need not compute as their graphs are written."""
+        self.arithmetic = (first.precision if scheme == "none" else scheme) + (", fast" if self.fast else "")
         """What decides how far its logits may be from another chain's."""
         self.kept: Cache | None = None
         self.joined = join_ranks(folder, self.config, self.plan, runners)

@@ -42,7 +42,7 @@ class Session:
         self.states = {state.input: state.output for state in signature.states}
         self.inputs = [tensor.name for tensor in signature.inputs if tensor.name not in self.states]
         self.results = [(tensor.name, "cpu" if tensor.name in hosted else self.device) for tensor in signature.outputs if tensor.name not in self.states.values()]
-        self.binding, self.bound = self.session.io_binding(), None
+        self.binding, self.bound, self.run_options = self.session.io_binding(), None, None
 
     def run(self, values: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
         """Outputs by name, as OrtValues.
@@ -57,7 +57,7 @@ class Session:
             binding.bind_ortvalue_input(name, values[name])
         for name, device in self.results:
             binding.bind_output(name, device)
-        self.session.run_with_iobinding(binding)
+        self.session.run_with_iobinding(binding, self.run_options)
         made = binding.get_outputs()[len(self.states) :]
         return {name: value for (name, _), value in zip(self.results, made, strict=True)}
 
@@ -92,6 +92,8 @@ def _open(ort: Any, path: Path | bytes, threads: int, options: dict[str, Any]) -
     made.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[options.get("graph_optimization_level", "all")])
     for key, value in options.get("config", {}).items():
         made.add_session_config_entry(key, str(value))
+    if wanted == CUDA:
+        ort.preload_dlls()
     try:
         return ort.InferenceSession(path if isinstance(path, bytes) else str(path), made, providers=providers)
     except Exception as cause:  # ONNX Runtime's exceptions share no base of their own
