@@ -56,7 +56,7 @@ def open_side(path: Path) -> Any:
         from .reference import Reference
 
         return Reference(path)
-    return load(path)
+    return load(path, joined=False)
 
 
 def compare_logits(left: Any, right: Any, prompts: Iterable[list[int]], limits: Tolerance | None = None) -> Comparison:

@@ -72,10 +72,10 @@ class RankRunner:
         return next((step.values for step in self.assembly.steps if isinstance(step, Send)), ())
 
 
-def join_ranks(folder: Path, config: ModelConfig, plan: Plan, runners: dict[int, RankRunner]) -> Session | None:
-    """One session for all ranks, where they are several and of one CPU; the sessions of a single rank, or of devices, are opened."""
+def join_ranks(folder: Path, config: ModelConfig, plan: Plan, runners: dict[int, RankRunner], wanted: bool) -> Session | None:
+    """One session for all ranks, where they are several and of one CPU and it is wanted; else each rank's own are opened."""
     first = runners[0]
-    if len(runners) == 1 or first.device != "cpu":
+    if len(runners) == 1 or first.device != "cpu" or not wanted:
         for runner in runners.values():
             _ = runner.sessions
         return None
@@ -98,7 +98,7 @@ def _hosted(assembly: Assembly) -> Iterator[str]:
 class Chain:
     """A loaded engine set. Steps of several threads are taken one after another; close it, or use it as a context, to let its memory go."""
 
-    def __init__(self, folder: Path, records: dict[int, EngineRank | GraphsRank], runners: dict[int, RankRunner], max_context: int) -> None:
+    def __init__(self, folder: Path, records: dict[int, EngineRank | GraphsRank], runners: dict[int, RankRunner], max_context: int, joined: bool = True) -> None:
         self.folder, self.records, self.runners, self.max_context = folder, records, runners, max_context
         first = records[0]
         self.config, self.plan, self.precision = first.config, first.plan, first.precision
@@ -108,7 +108,7 @@ class Chain:
         self.arithmetic = (first.precision if scheme == "none" else scheme) + (", fast" if self.fast else "")
         """What decides how far its logits may be from another chain's."""
         self.kept: Cache | None = None
-        self.joined = join_ranks(folder, self.config, self.plan, runners)
+        self.joined = join_ranks(folder, self.config, self.plan, runners, joined)
         self.lock = threading.Lock()
 
     def __enter__(self) -> "Chain":

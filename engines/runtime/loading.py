@@ -15,11 +15,13 @@ RUNNABLE = ("ort", "ort-cuda")
 """Backends whose engines this runtime can run."""
 
 
-def load(path: str | Path, verify: bool = False, threads: int | None = None) -> Chain:
+def load(path: str | Path, verify: bool = False, threads: int | None = None, joined: bool = True) -> Chain:
     """A chain of the engines in ``path``; or of portable graphs, which run as they are on stock ONNX Runtime.
 
     :param verify: recompute every hash; otherwise sizes are checked.
     :param threads: threads in all, which ranks have in turn. The cores at hand when None.
+    :param joined: let ranks of one CPU run as one graph, which reads what all of them hold from the first of them; False: each
+        rank computes from its own files alone, as it would on a machine of its own.
     :raises LoadError: ranks are missing, damaged or not made for each other, or the backend does not run here.
     """
     folder = Path(path)
@@ -29,7 +31,7 @@ def load(path: str | Path, verify: bool = False, threads: int | None = None) -> 
     cores = threads or os.cpu_count() or 1
     runners = {rank: _runner(folder / records.rank_folder(rank), record, cores) for rank, record in sorted(ranks.items())}
     first = ranks[0]
-    return Chain(folder, ranks, runners, first.max_context if isinstance(first, EngineRank) else first.config.positions)
+    return Chain(folder, ranks, runners, first.max_context if isinstance(first, EngineRank) else first.config.positions, joined)
 
 
 def read_set(folder: Path) -> dict[int, EngineRank] | dict[int, GraphsRank]:

@@ -33,7 +33,7 @@ def test_a_dry_run_of_build_names_the_ranks_and_writes_nothing(folder: Path, tmp
     ("words", "code", "told"),
     [
         (["--max-context", "1000"], 1, "--max-context 1000 is beyond the model's 128 positions"),
-        (["--backend", "onnx"], 2, "'onnx' is not one of 'ort', 'tensorrt', 'tensorrt-rtx'"),
+        (["--backend", "onnx"], 2, "'onnx' is not one of 'ort', 'ort-cuda', 'tensorrt', 'tensorrt-rtx'"),
         (["--compute-capability", "8.9"], 2, "no use for --compute-capability"),
         (["--max-batch", "0"], 2, "--max-batch"),
         (["--rank", "5"], 1, "no finished rank-05"),
@@ -57,11 +57,11 @@ def test_an_output_that_cannot_be_made_is_refused(folder: Path, tmp_path: Path, 
 def test_an_interrupted_build_keeps_what_was_finished_and_nothing_else(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, whole = [], ort._try_open
 
-    def interrupt(path: Path) -> None:
+    def interrupt(path: Path, providers: list) -> None:
         opened.append(path)
         if len(opened) == 8:
             raise KeyboardInterrupt
-        whole(path)
+        whole(path, providers)
 
     monkeypatch.setattr(ort, "_try_open", interrupt)
     assert run(["build", str(folder), "--output", str(tmp_path / "ort")]) == 130

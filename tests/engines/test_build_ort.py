@@ -80,7 +80,7 @@ def test_no_custom_op_is_left_and_the_manifest_tells_what_became_of_each(graphs,
     assert DOMAIN not in {node.domain for node in model.graph.node}
     assert not model.functions
     told = {(lowering.node, lowering.chosen) for lowering in rank_record(tmp_path / "ort").lowerings}
-    assert told == {("/layers.1/moe_ffn/Route", "inline"), ("/layers.1/moe_ffn/experts/Experts", "moe_ort")}
+    assert told == {("/layers.1/moe_ffn/Route", "router_ort"), ("/layers.1/moe_ffn/experts/Experts", "moe_ort")}
 
 
 def test_engines_stand_without_the_graphs(graphs, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_limits_that_are_not_given_come_from_the_model(graphs, tmp_path: Path) -
         (BuildError, "bf16(.|\n)*--precision fp16 or fp32", {"precision": "bf16"}, {}),
         (BuildError, "--max-context 129(.|\n)*at most 128", {}, {"max_context": 129}),
         (LoadError, "no finished rank-07(.|\n)*finished are \\[0\\]", {}, {"rank": 7}),
-        (UsageError, "no backend 'onnx'(.|\n)*ort, tensorrt", {}, {"backend": "onnx"}),
+        (UsageError, "no backend 'onnx'(.|\n)*ort, ort-cuda, tensorrt", {}, {"backend": "onnx"}),
         (UsageError, "no use for --compute-capability", {}, {"compute_capabilities": ("8.9",)}),
     ],
 )
