@@ -10,7 +10,7 @@ from typing import Any
 
 from exporter.plan.signature import SELECTED, TOKENS, Signature
 
-from .session import CUDA, Session, onnxruntime, providers_of
+from .session import CUDA, Prepared, Session, Shapes, onnxruntime, providers_of, zeros
 
 GRAPH_ID = "gpu_graph_id"
 EAGER = "-1"
@@ -18,13 +18,11 @@ EAGER = "-1"
 
 
 @dataclass(frozen=True)
-class Captured:
-    """One shape of step: where its inputs and results lie."""
+class Captured(Prepared):
+    """A shape of step that is replayed: its inputs have places of their own, and a graph its number."""
 
-    run_options: Any
-    binding: Any
     inputs: dict[str, Any]
-    results: dict[str, Any]
+    run_options: Any
 
 
 def captures(options: dict[str, Any]) -> bool:
@@ -38,54 +36,31 @@ class CapturingSession(Session):
 
     def __init__(self, path: Path | bytes, signature: Signature, threads: int, options: dict[str, Any]) -> None:
         super().__init__(path, signature, threads, options)
-        self.captured: dict[tuple[tuple[int, ...], ...], Captured] = {}
-        self.made = 0
-        self.run_options = self._options(EAGER)
-        self.steps = {tensor.name for tensor in signature.inputs if TOKENS in tensor.shape or SELECTED in tensor.shape}
+        self.graphs = 0
 
-    def run(self, values: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
-        shapes = {name: tuple(values[name].shape()) for name in self.inputs}
-        if any(shapes[name][1] > 1 for name in self.steps):
-            return super().run(values, states)
-        if self.bound is not states:
-            self._bind(states)
-        key = tuple(shapes.values())
-        if key not in self.captured:
-            self.captured[key] = self._prepare(values, states, shapes)
-        step = self.captured[key]
+    def start(self, step: Prepared, values: dict[str, Any]) -> None:
+        if not isinstance(step, Captured):
+            for tensor in self.inputs:
+                step.binding.bind_ortvalue_input(tensor.name, values[tensor.name])
+            self.session.run_with_iobinding(step.binding, _options(EAGER))
+            return
         for name, value in step.inputs.items():
             value.update_inplace(values[name].numpy())
         self.session.run_with_iobinding(step.binding, step.run_options)
-        return step.results
 
-    def _bind(self, states: dict[str, Any]) -> None:
-        super()._bind(states)
-        self.captured = {}
-
-    def _prepare(self, values: dict[str, Any], states: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Captured:
-        import numpy as np
-
-        make = onnxruntime().OrtValue.ortvalue_from_numpy
-        sizes = {dim: size for tensor in self.signature.inputs if tensor.name in shapes for dim, size in zip(tensor.shape, shapes[tensor.name], strict=True)}
-        inputs = {name: make(values[name].numpy(), self.device, 0) for name in self.inputs}
-        results = {
-            tensor.name: make(np.zeros([sizes.get(dim, dim) for dim in tensor.shape], tensor.dtype), self.device, 0)
-            for tensor in self.signature.outputs
-            if tensor.name in dict(self.results)
-        }
-        binding = self.session.io_binding()
+    def prepare(self, shapes: Shapes, states: dict[str, Any]) -> Prepared:
+        made = super().prepare(shapes, states)
+        sizes = {dim: size for tensor, shape in zip(self.inputs, shapes, strict=True) for dim, size in zip(tensor.shape, shape, strict=True)}
+        if made.results is None or max(sizes.get(TOKENS, 1), sizes.get(SELECTED, 1)) > 1:
+            return made
+        inputs = {tensor.name: zeros(shape, tensor.dtype, self.device) for tensor, shape in zip(self.inputs, shapes, strict=True)}
         for name, value in inputs.items():
-            binding.bind_ortvalue_input(name, value)
-        for name, result in self.states.items():
-            binding.bind_ortvalue_input(name, states[name])
-            binding.bind_ortvalue_output(result, states[name])
-        for name, value in results.items():
-            binding.bind_ortvalue_output(name, value)
-        self.made += 1
-        return Captured(self._options(str(self.made)), binding, inputs, results)
+            made.binding.bind_ortvalue_input(name, value)
+        self.graphs += 1
+        return Captured(made.binding, made.results, inputs, _options(str(self.graphs)))
 
-    @staticmethod
-    def _options(graph: str) -> Any:
-        made = onnxruntime().RunOptions()
-        made.add_run_config_entry(GRAPH_ID, graph)
-        return made
+
+def _options(graph: str) -> Any:
+    made = onnxruntime().RunOptions()
+    made.add_run_config_entry(GRAPH_ID, graph)
+    return made

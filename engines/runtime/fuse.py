@@ -68,7 +68,7 @@ def fuse(folder: Path, assemblies: dict[int, Assembly], config: ModelConfig, ten
         for rank in ranks:
             for name in next((step.values for step in assemblies[rank].steps if isinstance(step, Send)), ()):
                 names[rank + tensor, name] = given[rank](name)
-    signature = _signature(assemblies, names)
+    signature = _signature(assemblies, names, config.vocab)
     _declare(graph, signature)
     shapes_from_inputs(model)
     _merge_equal(graph)
@@ -208,7 +208,7 @@ def _collective(steps: tuple[AllReduce | AllGather, ...], names: list[_Names], a
         yield helper.make_node("Cast", [total], [result], name=f"{result}/Cast", to=TensorProto.FLOAT16)
 
 
-def _signature(assemblies: dict[int, Assembly], names: dict[tuple[int, str], str]) -> Signature:
+def _signature(assemblies: dict[int, Assembly], names: dict[tuple[int, str], str], vocab: int) -> Signature:
     """Tokens in, logits out, and every rank's caches."""
     inputs, caches, states = {}, [], []
     for rank, assembly in assemblies.items():
@@ -221,7 +221,7 @@ def _signature(assemblies: dict[int, Assembly], names: dict[tuple[int, str], str
     last = max(assemblies)
     logits = next(tensor for signature in assemblies[last].signatures.values() for tensor in signature.outputs if tensor.name in ("logits", "head.partial"))
     results = [Tensor(result, tensor.dtype, tensor.shape) for tensor, result in caches]
-    return Signature((*inputs.values(), *(tensor for tensor, _ in caches)), (Tensor(names[last, "logits"], logits.dtype, (*logits.shape[:-1], "vocab")), *results), tuple(states))
+    return Signature((*inputs.values(), *(tensor for tensor, _ in caches)), (Tensor(names[last, "logits"], logits.dtype, (*logits.shape[:-1], vocab)), *results), tuple(states))
 
 
 def _declare(graph: "onnx.GraphProto", signature: Signature) -> None:

@@ -1,6 +1,7 @@
 """One graph of one rank, opened on ONNX Runtime: values in by name, values out by name, caches in place."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Session configuration: weight-only products compute in float32 rather than with activations of their own quantisation."""
+KEPT = 8
+"""Shapes of run whose buffers are kept: beyond that, none is."""
 CUDA = "CUDAExecutionProvider"
 LEVELS = {"all": "ORT_ENABLE_ALL", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DISABLE_ALL"}
 """``graph_optimization_level`` in an engine's options → ONNX Runtime's name for it."""
@@ -24,6 +27,18 @@ def onnxruntime() -> Any:
     except ImportError as cause:
         raise LoadError(f"running engines needs onnxruntime, which cannot be imported: {cause}.", hint="pip install 'moetrt[ort]'") from cause
     return onnxruntime
+
+
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run of one shape is bound to, from run to run."""
+
+    binding: Any
+    results: dict[str, Any] | None
+    """Buffers by name; None where a result's shape is known only after the run."""
 
 
 class Session:
@@ -40,34 +55,53 @@ class Session:
         self.signature, self.device = signature, device_of(options)
         self.session = _open(ort, path, threads, options)
         self.states = {state.input: state.output for state in signature.states}
-        self.inputs = [tensor.name for tensor in signature.inputs if tensor.name not in self.states]
-        self.results = [(tensor.name, "cpu" if tensor.name in hosted else self.device) for tensor in signature.outputs if tensor.name not in self.states.values()]
-        self.binding, self.bound, self.run_options = self.session.io_binding(), None, None
+        self.inputs = [tensor for tensor in signature.inputs if tensor.name not in self.states]
+        self.results = [tensor for tensor in signature.outputs if tensor.name not in self.states.values()]
+        self.places = {tensor.name: "cpu" if tensor.name in hosted else self.device for tensor in self.results}
+        self.prepared: dict[Shapes, Prepared] = {}
+        self.bound: dict[str, Any] | None = None
 
     def run(self, values: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
-        """Outputs by name, as OrtValues.
+        """Outputs by name, as OrtValues: the next run of the same shape writes over them.
 
         :param values: OrtValues by name; those that the graph does not read are left alone.
-        :param states: buffers by input name; each is read and written in place. What they are bound to stays bound.
+        :param states: buffers by input name; each is read and written in place.
         """
-        binding = self.binding
-        if self.bound is not states:
-            self._bind(states)
-        for name in self.inputs:
-            binding.bind_ortvalue_input(name, values[name])
-        for name, device in self.results:
-            binding.bind_output(name, device)
-        self.session.run_with_iobinding(binding, self.run_options)
-        made = binding.get_outputs()[len(self.states) :]
-        return {name: value for (name, _), value in zip(self.results, made, strict=True)}
+        if self.bound is not states or len(self.prepared) > KEPT:
+            self.prepared, self.bound = {}, states
+        shapes = tuple(tuple(values[tensor.name].shape()) for tensor in self.inputs)
+        step = self.prepared.get(shapes)
+        if step is None:
+            step = self.prepared[shapes] = self.prepare(shapes, states)
+        self.start(step, values)
+        if step.results is not None:
+            return step.results
+        made = step.binding.get_outputs()[len(self.states) :]
+        return {tensor.name: value for tensor, value in zip(self.results, made, strict=True)}
 
-    def _bind(self, states: dict[str, Any]) -> None:
-        self.binding.clear_binding_inputs()
-        self.binding.clear_binding_outputs()
+    def start(self, step: Prepared, values: dict[str, Any]) -> None:
+        """Run once, in what was prepared."""
+        for tensor in self.inputs:
+            step.binding.bind_ortvalue_input(tensor.name, values[tensor.name])
+        if step.results is None:
+            for name, device in self.places.items():
+                step.binding.bind_output(name, device)
+        self.session.run_with_iobinding(step.binding)
+
+    def prepare(self, shapes: Shapes, states: dict[str, Any]) -> Prepared:
+        """Buffers and bindings of runs of one shape."""
+        binding = self.session.io_binding()
         for name, result in self.states.items():
-            self.binding.bind_ortvalue_input(name, states[name])
-            self.binding.bind_ortvalue_output(result, states[name])
-        self.bound = states
+            binding.bind_ortvalue_input(name, states[name])
+            binding.bind_ortvalue_output(result, states[name])
+        sizes = {dim: size for tensor, shape in zip(self.inputs, shapes, strict=True) for dim, size in zip(tensor.shape, shape, strict=True)}
+        wanted = {tensor.name: [sizes.get(dim, dim) for dim in tensor.shape] for tensor in self.results}
+        if not all(tensor.dtype and all(isinstance(dim, int) for dim in wanted[tensor.name]) for tensor in self.results):
+            return Prepared(binding, None)
+        results = {tensor.name: zeros(tuple(wanted[tensor.name]), tensor.dtype, self.places[tensor.name]) for tensor in self.results}
+        for name, value in results.items():
+            binding.bind_ortvalue_output(name, value)
+        return Prepared(binding, results)
 
 
 def device_of(options: dict[str, Any]) -> str:
