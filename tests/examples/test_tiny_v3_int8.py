@@ -9,7 +9,7 @@ from calibration.quantize import QuantizeRequest, quantize
 from engines import load
 from engines.build import EngineRequest, build_engines
 from engines.compare.metrics import Accumulator
-from engines.compare.tolerances import TOLERANCES
+from engines.compare.tolerances import FAST, TOLERANCES, tolerance
 from engines.runtime.text import Text
 from exporter.graph.export import ExportRequest, export_model
 from exporter.plan.parallel import Plan
@@ -17,6 +17,11 @@ from exporter.plan.parallel import Plan
 FOLDER = Path(__file__).parents[2] / "examples/tiny-v3"
 MOST_KL = {"int8-weights": 5e-4, "int8-dynamic": 1.5e-3, "int8": 5e-3, "int4-weights": 2.5e-2, "int4-weights-128": 3.5e-2}
 """Scheme → mean KL from float32, in nats: less than twice what docs/int8.md tells of all the held-out text."""
+
+FAST_KL = {"int8-weights": 1e-3, "int8-weights-128": 1e-3, "int8-weights-32": 1e-3, "int8": 5e-3, "int4-weights": 3e-2}
+"""The same of engines that were built with ``--fast``."""
+SIDES = {scheme: (scheme, False) for scheme in MOST_KL} | {f"{scheme}{FAST}": (scheme, True) for scheme in FAST_KL}
+"""Arithmetic, as a chain names it → scheme, and whether kernels may round in their own way."""
 
 
 @pytest.fixture(scope="module")
@@ -37,23 +42,31 @@ def held_out():
 
 @pytest.fixture(scope="module")
 def costs(road, held_out):
-    """Scheme → how far its engines' logits are from the float graphs'."""
-    sums = {scheme: Accumulator(scheme) for scheme in MOST_KL}
+    """Arithmetic → how far its engines' logits are from the float graphs'."""
+    sums = {name: Accumulator(name) for name in SIDES}
     with load(road / "graphs") as chain:
         wanted = [chain.logits(row) for row in held_out]
-    for scheme, one in sums.items():
+    for name, (scheme, fast) in SIDES.items():
         quantize(QuantizeRequest(road / "graphs", road / scheme, road / "table.json", scheme))
-        build_engines(EngineRequest(road / scheme, "ort", road / f"{scheme}-ort"))
-        with load(road / f"{scheme}-ort") as chain:
+        build_engines(EngineRequest(road / scheme, "ort", road / "engines" / name, fast=fast))
+        with load(road / "engines" / name) as chain:
+            assert chain.arithmetic == name
             for row, logits in zip(held_out, wanted, strict=True):
-                one.add(logits, chain.logits(row))
-    return {scheme: one.result() for scheme, one in sums.items()}
+                sums[name].add(logits, chain.logits(row))
+    return {name: one.result() for name, one in sums.items()}
 
 
 @pytest.mark.parametrize("scheme", MOST_KL)
 def test_a_scheme_costs_what_it_may(costs, scheme):
     assert 0 < costs[scheme].kl < MOST_KL[scheme]
     assert costs[scheme].relative_l2 < TOLERANCES[scheme].relative_l2
+
+
+@pytest.mark.parametrize("scheme", FAST_KL)
+def test_a_fast_engine_costs_little_more(costs, scheme):
+    cost = costs[f"{scheme}{FAST}"]
+    assert 0 < cost.kl < FAST_KL[scheme]
+    assert cost.relative_l2 < tolerance("fp32", cost.name).relative_l2
 
 
 def test_fewer_bits_cost_more(costs):
