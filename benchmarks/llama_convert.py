@@ -21,11 +21,12 @@ def convert(source: Path, model: Path, output: str) -> None:
 
 
 def tensors(path: str) -> None:
-    """Print name, bytes and outermost dimension of every tensor, as JSON."""
+    """Print every tensor as JSON: its name, type, bytes, elements and outermost dimension."""
     import gguf
 
-    found = gguf.GGUFReader(path).tensors
-    print(json.dumps([[tensor.name, int(tensor.n_bytes), int(tensor.shape[-1])] for tensor in found]))
+    found = [(tensor, tensor.tensor_type.name) for tensor in gguf.GGUFReader(path).tensors]
+    sizes = [{"bytes": int(tensor.n_bytes), "elements": int(tensor.n_elements), "outermost": int(tensor.shape[-1])} for tensor, _ in found]
+    print(json.dumps([{"name": tensor.name, "kind": kind} | size for (tensor, kind), size in zip(found, sizes, strict=True)]))
 
 
 def main() -> None:

@@ -13,14 +13,20 @@ import tarfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.bench.footprint import EXPERTS, ROWS, WHOLE, Footprint, Mapped, step_bytes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PACKAGE = "llama-cpp-python==0.3.36"
 TYPES = ("Q8_0", "Q4_0", "Q4_K_M")
 CACHE_ITEM_BYTES = 2
 """Its cache is float16."""
 TOOLS = ("llama-bench", "llama-quantize")
+BINDINGS = "llama_cpp"
+"""The folder of llama-cpp-python's package, which has the way to logits of token ids."""
 NO_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
 """In this version the AMX kernels abort on models with latent attention, whatever else is chosen."""
 OPTIONS = ((), ("--repack", "0"))
@@ -48,6 +54,17 @@ class LlamaCpp:
 
     def tool(self, name: str) -> Path:
         return self.build / "bin" / name
+
+    @property
+    def bindings(self) -> Path:
+        """Two floors above the sources, as llama-cpp-python has them, or beside them, as `make` does.
+
+        :raises PeerError: it is in neither place.
+        """
+        places = [folder / BINDINGS for folder in (self.source.parent.parent, self.source.parent)]
+        if found := next((place for place in places if (place / "llama_cpp.py").is_file()), None):
+            return found
+        raise PeerError(f"{' and '.join(map(str, places))} have no llama_cpp.py: take the sources within llama-cpp-python, or download them anew")
 
 
 @dataclass(frozen=True)
@@ -81,12 +98,14 @@ def find(build: Path | None, source: Path | None, home: Path, fetch: bool) -> Ll
 def make(home: Path) -> None:
     """Download the sources through pip and build the two tools; what is there already is left alone."""
     home.mkdir(parents=True, exist_ok=True)
-    if not (home / "source").is_dir():
+    wanted = {"source": "*/vendor/llama.cpp", BINDINGS: f"*/{BINDINGS}"}
+    if missing := {name: where for name, where in wanted.items() if not (home / name).is_dir()}:
         told([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest", str(home), PACKAGE])
         archive = next(home.glob("llama_cpp_python-*.tar.gz"))
         with tarfile.open(archive) as file:
             file.extractall(home / "unpacked", filter="data")
-        shutil.move(next((home / "unpacked").glob("*/vendor/llama.cpp")), home / "source")
+        for name, where in missing.items():
+            shutil.move(next((home / "unpacked").glob(where)), home / name)
         shutil.rmtree(home / "unpacked")
     cmake, flags = _cmake(home), " ".join(NO_AMX) if _has_amx() else ""
     options = {"CMAKE_BUILD_TYPE": "Release", "GGML_NATIVE": "ON", "LLAMA_CURL": "OFF", "LLAMA_BUILD_TESTS": "OFF", "LLAMA_BUILD_SERVER": "OFF"}
@@ -109,10 +128,10 @@ def _has_amx() -> bool:
     return info.is_file() and "amx_int8" in info.read_text()
 
 
-def told(command: list[str]) -> str:
-    """Run a command. :returns: its stdout. :raises PeerError: it failed; with what it said last."""
+def told(command: list[str], given: str | None = None) -> str:
+    """Run a command, ``given`` on its stdin. :returns: its stdout. :raises PeerError: it failed; with what it said last."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, input=given)
     except OSError as cause:
         raise PeerError(f"{command[0]}: {cause.strerror}") from cause
     if done.returncode:
@@ -128,17 +147,53 @@ def convert(peer: LlamaCpp, model: Path, folder: Path) -> dict[str, Path]:
     script, files = Path(__file__).with_name("llama_convert.py"), {"BF16": folder / "BF16.gguf"}
     if not files["BF16"].exists():
         told([sys.executable, "-B", str(script), "convert", str(peer.source), str(model), str(files["BF16"])])
-    for kind in TYPES:
-        files[kind] = folder / f"{kind}.gguf"
-        if not files[kind].exists():
-            told([str(peer.tool("llama-quantize")), str(files["BF16"]), str(files[kind]), kind])
-    return files
+    return files | {kind: quantised(peer, files["BF16"], folder / f"{kind}.gguf", kind) for kind in TYPES}
+
+
+def quantised(peer: LlamaCpp, source: Path, output: Path, kind: str, *options: str) -> Path:
+    """``source`` as another type; a file that is there is left alone.
+
+    :param options: more of llama-quantize's.
+    """
+    if not output.exists():
+        told([str(peer.tool("llama-quantize")), *options, str(source), str(output), kind])
+    return output
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One of a GGUF file."""
+
+    name: str
+    kind: str
+    """``Q8_0``, ``F32``, …"""
+    bytes: int
+    elements: int
+    outermost: int
+    """Its outermost dimension: rows or experts."""
+
+
+def tensors(peer: LlamaCpp, file: Path) -> list[Tensor]:
+    found = json.loads(told([sys.executable, "-B", str(Path(__file__).with_name("llama_convert.py")), "tensors", str(peer.source), str(file)]))
+    return [Tensor(**one) for one in found]
+
+
+def logits(peer: LlamaCpp, file: Path, windows: list[list[int]], output: Path, threads: int, half_cache: bool = False) -> "np.ndarray":
+    """Logits of every token of windows that each start from an empty cache, mapped from ``output``. *Shape:* float32 ``(tokens, vocab)``
+
+    :raises PeerError: its bindings are not there, or do not fit the build.
+    """
+    import numpy as np
+
+    options = {"threads": threads, "half_cache": half_cache, "repack": not peer.options}
+    script = str(Path(__file__).with_name("llama_logits.py"))
+    told([sys.executable, "-B", script, str(peer.bindings), str(peer.build / "bin"), str(file), str(output), json.dumps(options)], json.dumps(windows))
+    return np.load(output, mmap_mode="r")
 
 
 def footprint(peer: LlamaCpp, file: Path, config: dict) -> Footprint:
     """What a step reads of a file: as our engines are counted."""
-    found = json.loads(told([sys.executable, "-B", str(Path(__file__).with_name("llama_convert.py")), "tensors", str(peer.source), str(file)]))
-    weights = tuple(Mapped(name, size, _read(name), outermost) for name, size, outermost in found)
+    weights = tuple(Mapped(one.name, one.bytes, _read(one.name), one.outermost) for one in tensors(peer, file))
     latent = config["kv_lora_rank"] + config["qk_rope_head_dim"]
     return Footprint(weights, config["num_hidden_layers"] * latent * CACHE_ITEM_BYTES, config["num_experts_per_tok"] / config["n_routed_experts"])
 
