@@ -63,7 +63,7 @@ class Insertion:
 
         place = self.places[name]
         kinds = {"F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16", "I8": "INT8", "I64": "INT64"}
-        four = name in self.modes and self.scheme.bits == 4  # two values in each byte of the file
+        four = name in self.modes and self.scheme.of(name).bits == 4  # two values in each byte of the file
         kind, dims = ("INT4", (*place.shape[:-1], 2 * place.shape[-1])) if four else (kinds[place.dtype], place.shape)
         made = onnx.TensorProto(name=name, data_type=getattr(onnx.TensorProto, kind), dims=dims, data_location=onnx.TensorProto.EXTERNAL)
         place.refer(made, WEIGHTS)
@@ -79,7 +79,8 @@ class Insertion:
         if mode != FLOAT:
             scale = writer.constant(f"{path[1:]}/input_scale", self.scales[weight] if mode == STATIC else self.dtype.type(NOMINAL))
             x = self._pair(writer, path, x, scale)
-        blocks = {"axis": 0, "block_size": self.scheme.block} if self.scheme.block else {"axis": 1}
+        block = self.scheme.of(weight).block
+        blocks = {"axis": 0, "block_size": block} if block else {"axis": 1}
         matrix = writer.add(path, "DequantizeLinear", [weight, f"{weight}.scale"], **blocks)
         if factor is None:
             writer.add(path, "MatMul", [x, matrix], node.output[0])

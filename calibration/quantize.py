@@ -234,7 +234,7 @@ def _entries(
             entries.append(float_entry(weights, name))
             continue
         kept = errors.setdefault(name, [Error(), 0, 0])
-        made = list(quantised_entries(weights, name, dtype, scheme, kept[0]))
+        made = list(quantised_entries(weights, name, dtype, scheme.of(name), kept[0]))
         if name in scales and scales[name].ndim == 3:
             made.append(array_entry(f"{name}.input_scale", dtype, scales[name]))
         kept[1] += info.bytes

@@ -1,9 +1,10 @@
 """Quantisation schemes as values: what becomes of the weights and of what they multiply."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from exporter.errors import UsageError
 
+HEAD = "head.weight"
 STATIC, TOKEN, FLOAT, NOTHING = "static", "token", "float", "nothing"
 """A linear's input: quantised with one calibrated scale, with a scale of its own for each token, or not at all; nothing: its weight neither."""
 
@@ -31,8 +32,17 @@ class QuantScheme:
 
     @property
     def levels(self) -> int:
-        """Steps from zero to the largest magnitude of a weight: 127 or 7."""
+        """Steps from zero to the largest value of a weight: 127 or 7."""
         return 2 ** (self.bits - 1) - 1
+
+    @property
+    def lowest(self) -> int:
+        """The least value of a weight: −127, as integer products want it, or all that 4 bits have, −8."""
+        return -8 if self.bits == 4 else -self.levels
+
+    def of(self, weight: str) -> "QuantScheme":
+        """The scheme of one matrix: the head of a 4-bit model keeps 8 bits, since it alone costs as much as all else."""
+        return replace(self, bits=8, block=None) if self.bits == 4 and weight == HEAD else self
 
     @property
     def needs_table(self) -> bool:
@@ -75,6 +85,6 @@ def input_mode(scheme: QuantScheme, weight: str, head: bool) -> str | None:
     """What becomes of a weight's input; None for a weight that stays float."""
     segment = segment_of(weight)
     kind, local = segment.rpartition(".")[2], weight[len(segment) + 1 :]
-    quantised = head and weight == "head.weight" if segment == "head" else local in LINEARS.get(kind, ())
+    quantised = head and weight == HEAD if segment == "head" else local in LINEARS.get(kind, ())
     mode = scheme.feed_forward if kind in ("dense_ffn", "moe_ffn") else scheme.attention
     return mode if quantised and mode != NOTHING else None

@@ -71,15 +71,16 @@ def scales_of(maxima: "np.ndarray", levels: int, dtype: str) -> "np.ndarray":
     return np.where(scales.astype(np.float32) > 0, scales, np.ones((), scales.dtype))
 
 
-def quantise(values: "np.ndarray", scales: "np.ndarray", levels: int) -> "np.ndarray":
-    """Round to nearest even, saturate at ±levels: int8."""
+def quantise(values: "np.ndarray", scales: "np.ndarray", scheme: QuantScheme) -> "np.ndarray":
+    """Round to nearest even, saturate at the scheme's least and largest value: int8."""
     import numpy as np
 
-    return np.clip(np.rint(values / scales), -levels, levels).astype(np.int8)
+    return np.clip(np.rint(values / scales), scheme.lowest, scheme.levels).astype(np.int8)
 
 
-SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76, 0.72)
-"""Parts of a block's range that are tried as its 4-bit range: with so few levels, a clipped outlier may cost less than a wide step."""
+SHRINKS = (1.0, 0.96, 0.92, 0.875, 0.84, 0.8, 0.76, 0.72)
+"""Parts of a block's range that are tried as its 4-bit range: with so few levels, a clipped outlier may cost less than a wide step.
+At 7/8 the least value, −8, is what reaches it."""
 
 
 def block_scales(values: "np.ndarray", scheme: QuantScheme, dtype: str) -> "np.ndarray":
@@ -97,7 +98,7 @@ def block_scales(values: "np.ndarray", scheme: QuantScheme, dtype: str) -> "np.n
     for part in SHRINKS:
         scales = scales_of(maxima * np.float32(part), scheme.levels, dtype)
         wide = scales.astype(np.float32)[..., None, :]
-        lost = np.square(blocks - quantise(blocks, wide, scheme.levels) * wide).sum(axis=-2)
+        lost = np.square(blocks - quantise(blocks, wide, scheme) * wide).sum(axis=-2)
         best, least = (scales, lost) if best is None else (np.where(lost < least, scales, best), np.minimum(lost, least))
     return best
 
@@ -146,7 +147,7 @@ def quantised_entries(weights: Weights, name: str, dtype: str, scheme: QuantSche
             scales = scale()[done : done + many] if many else scale()
             wide = scales.astype(np.float32)
             wide = wide.repeat(block, axis=-2) if block else wide
-            whole = quantise(piece, wide, scheme.levels)
+            whole = quantise(piece, wide, scheme)
             error.lost += float(np.square(piece - whole * wide).sum(dtype=np.float64))
             error.whole += float(np.square(piece).sum(dtype=np.float64))
             done += many

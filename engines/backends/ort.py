@@ -60,8 +60,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 FAST = "kernels round activations in blocks of their own, whatever the scheme says; build without it for what was calibrated"
 """What a manifest says of engines that need not compute as their graphs are written."""
 DEQUANTISED = {"session.disable_quant_qdq": "1"}
-"""For 8-bit weights alone: matrices become float32 once, at load. The kernel for them that computes in float32 is some thirty
-times as slow; experts, nearly all of the bytes, stay in 8 bits."""
+"""Where weights alone are quantised: matrices that no rewrite has packed become float32 once, at load. ONNX Runtime would give those
+of 8 bits a kernel that is some thirty times as slow in float32; experts, nearly all of the bytes, stay as they are."""
 
 
 def tools(backend: str) -> dict[str, str]:
@@ -97,7 +97,7 @@ def build(able: Capabilities, request: RankBuild) -> RankEngines:
     if able is CUDA and len(assembly.graphs) == 1:
         options["providers"] = [[CUDA_PROVIDER, CUDA_OPTIONS | {"enable_cuda_graph": "1"}], "CPUExecutionProvider"]
     options |= ({"fast": FAST} if request.fast else {})
-    options |= {"config": AS_WRITTEN | DEQUANTISED} if _is_8_bit_weights(record, graphs) else {}
+    options |= {"config": AS_WRITTEN | DEQUANTISED} if _is_weights_alone(record) else {}
     return RankEngines(assembly, options, tuple(one for _, records in made for one in records), refusals, stamps)
 
 
@@ -113,13 +113,9 @@ def _assembly(record: GraphsRank) -> tuple[Assembly, dict[str, str]]:
     return record.segments, {"one graph per rank": "ONNX Runtime has no collectives of ours; the chain sums between segments"}
 
 
-def _is_8_bit_weights(record: GraphsRank, graphs: "list[onnx.ModelProto]") -> bool:
-    import onnx
-
+def _is_weights_alone(record: GraphsRank) -> bool:
     made = record.quantization
-    if made is None or not made.weights or made.rounds_activations:
-        return False
-    return not any(tensor.data_type == onnx.TensorProto.INT4 for model in graphs for tensor in model.graph.initializer)
+    return made is not None and bool(made.weights) and not made.rounds_activations
 
 
 def write_derived(weights: Path, target: Path, derived: dict[str, Derived]) -> tuple[dict[str, Placed], FileStamp]:

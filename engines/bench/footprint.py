@@ -106,7 +106,7 @@ def mapped(graph: "onnx.GraphProto", experts: int) -> Iterator[tuple[tuple[str, 
     :param experts: routed experts that the rank holds: the first dimension of their tensors.
     """
     uses: dict[str, set[tuple[str, int]]] = {}
-    for node in graph.node:
+    for node in _nodes(graph):
         for position, name in enumerate(node.input):
             uses.setdefault(name, set()).add((node.op_type, position))
     for tensor in graph.initializer:
@@ -115,6 +115,15 @@ def mapped(graph: "onnx.GraphProto", experts: int) -> Iterator[tuple[tuple[str, 
             size = int(place.get("length") or tensor_bytes(tensor))
             first = tensor.dims[0] if tensor.dims else 1
             yield (place["location"], int(place.get("offset", 0))), Mapped(tensor.name, size, _read(tensor, uses[tensor.name], experts), first)
+
+
+def _nodes(graph: "onnx.GraphProto") -> "Iterator[onnx.NodeProto]":
+    """A graph's nodes and those of its branches, which read what lies around them."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _nodes(attribute.g)
 
 
 def _read(tensor: "onnx.TensorProto", uses: Iterable[tuple[str, int]], experts: int) -> str:
