@@ -57,12 +57,15 @@ INT8 = Recipe("int8-weights-128", build={"fast": True})
 OURS = {
     "fp32": Recipe(),
     "int8": INT8,
+    "int8_32": Recipe("int8-weights-32", build={"fast": True}),
     "int8_batch_8": replace(INT8, batch=8),
     "int8_tp2": replace(INT8, tensor=2),
     "int4": Recipe("int4-weights", build={"fast": True}),
 }
-"""Series → what is measured under that name; kernels may round activations, as llama.cpp's do."""
-ORDER = ("fp32", "transformers_fp32", "transformers_bf16", "int8", "llama_q8_0", "int8_batch_8", "int8_tp2", "int4", "llama_q4_0", "llama_q4_k_m")
+"""Series → what is measured under that name; kernels may round activations, as llama.cpp's do.
+
+A scale for 32 inputs is what Q8_0 has; benchmarks/llama_accuracy.py tells what the wider blocks cost."""
+ORDER = ("fp32", "transformers_fp32", "transformers_bf16", "int8", "llama_q8_0", "int8_32", "int8_batch_8", "int8_tp2", "int4", "llama_q4_0", "llama_q4_k_m")
 """Ours and what they are compared with stand side by side."""
 MOST_ROWS = max(recipe.batch for recipe in OURS.values())
 SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
@@ -74,6 +77,7 @@ def _over(name: str, other: str, *kinds: str) -> dict[str, tuple[str, str]]:
 
 RATIOS = {
     **_over("int8", "llama_q8_0", "decode", "prefill"),
+    **_over("int8_32", "llama_q8_0", "decode", "prefill"),
     **_over("int4", "llama_q4_0", "decode", "prefill"),
     **_over("int4", "llama_q4_k_m", "decode", "prefill"),
     **_over("fp32", "transformers_fp32", "decode", "prefill"),
