@@ -32,6 +32,9 @@ SMALL = MID | {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads"
 }  # fmt: skip
 """To see that a benchmark runs."""
 
+PERIOD = (1 << 22) - 3
+"""Values after which noise repeats: no power of two, or tensors of such sizes would be alike, and a runtime keeps what is alike once."""
+
 
 def write_random(folder: Path, config: dict, scale: float = 1.0) -> int:
     """A checkpoint of normal values of this size; norms are 1 and routers' biases 0, so that tokens differ in their experts.
@@ -42,7 +45,7 @@ def write_random(folder: Path, config: dict, scale: float = 1.0) -> int:
     (folder / "config.json").write_text(json.dumps(config))
     entries = list(expand(deepseek.KEYS, deepseek.read_config(config, "deepseek_v3")))
     tensors = [(entry.hf, "F32" if entry.hf.endswith("bias") else "BF16", entry.shape) for entry in entries]
-    values = np.random.default_rng(0).standard_normal(1 << 22, dtype=np.float32) * np.float32(scale)
+    values = np.random.default_rng(0).standard_normal(PERIOD, dtype=np.float32) * np.float32(scale)
     noise = (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
     sizes = [math.prod(shape) * ITEM_BYTES[dtype] for _, dtype, shape in tensors]
     with open(folder / "model.safetensors", "wb") as file:

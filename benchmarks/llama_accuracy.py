@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--llama-cpp", type=Path, metavar="DIR", help="build folder, with bin/llama-quantize and bin/libllama.so")
     parser.add_argument("--llama-source", type=Path, metavar="DIR", help="the sources of that build, within llama-cpp-python's")
     parser.add_argument("--get-llama-cpp", action="store_true", help=f"download {llama_cpp.PACKAGE} and build it in build/llama.cpp, if it is not there")
+    parser.add_argument("--schemes", nargs="+", help="of ours; all when left out")
     parser.add_argument("--windows", type=int, help="windows of 512 tokens; all when left out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -176,7 +177,7 @@ def measure_ours(asked: argparse.Namespace, folder: Path, held: list[list[int]],
     made = calibrate(CalibrationRequest(graphs, asked.model / "prompts.txt", folder / "table.json", samples=192))
     reference = our_logits(graphs, folder / "fp32", held, asked.threads, False, folder / "fp32.npy")
     rows = {"fp32": row_of(reference, reference, reference, held)}
-    for scheme, fast in OURS:
+    for scheme, fast in (one for one in OURS if not asked.schemes or one[0] in asked.schemes):
         name, source = scheme + ", fast" * fast, folder / f"graphs-{scheme}"
         told(name)
         try:

@@ -32,12 +32,15 @@ def combined_weights(writer: "NodeWriter", node: "onnx.NodeProto", context: Cont
 
 def _weights_of(writer: "NodeWriter", scores: Scores, first: int, count: int) -> str:
     made = writer.add("Exp", [scores.logarithms])
-    total = writer.add("ReduceSum", [made, writer.constant("axis_1", [1])], keepdims=1) if scores.normalize else None
-    if count != scores.experts:
-        bounds = [writer.constant(f"bound_{bound}", [bound]) for bound in (first, first + count)]
-        made = writer.add("Slice", [made, *bounds, writer.constant("axis_1", [1])])
-    shares = writer.add("Div", [made, total]) if total else made
-    return shares if scores.scale == 1 else writer.add("Mul", [shares, writer.constant("scale", np.float32(scores.scale))])
+    if scores.normalize:
+        made = writer.add("Div", [made, writer.add("ReduceSum", [made, writer.constant("axis_1", [1])], keepdims=1)])
+    if scores.scale != 1:
+        made = writer.add("Mul", [made, writer.constant("scale", np.float32(scores.scale))])
+    if count == scores.experts:
+        return made
+    # Last: what comes before is the same for all ranks, which may compute it once.
+    bounds = [writer.constant(f"bound_{bound}", [bound]) for bound in (first, first + count)]
+    return writer.add("Slice", [made, *bounds, writer.constant("axis_1", [1])])
 
 
 FLOOR = 1e-20

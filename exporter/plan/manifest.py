@@ -232,6 +232,7 @@ def _identity(record: Rank, first: Rank) -> Iterable[tuple[str, Any, Any]]:
     names = {"plan": "plan_hash", "precision": "precision", "attention form": "attention"}
     if isinstance(record, EngineRank):
         names |= {"backend": "backend", "--max-context": "max_context", "--max-batch": "max_batch"}
+        yield "--fast", *("fast" in one.options for one in (record, first))
     for what, name in names.items():
         yield what, getattr(record, name), getattr(first, name)
     yield "quantisation", *(_calibration(one) for one in (record, first))

@@ -49,6 +49,13 @@ def test_an_engine_is_built_anew_when_speed_is_asked_for_or_not(weights: Path, t
     assert build_engines(replace(asked, fast=True)).built == (0, 1)
 
 
+def test_a_fast_rank_and_an_exact_one_are_no_set(weights: Path, tmp_path: Path) -> None:
+    for rank in (0, 1):
+        build_engines(EngineRequest(weights, "ort", tmp_path / "ort", rank=rank, fast=rank == 1))
+    with pytest.raises(LoadError, match=r"rank-01 is of another --fast than rank-00"):
+        load(tmp_path / "ort")
+
+
 def test_fast_is_refused_where_there_is_nothing_to_take(weights: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
     with pytest.raises(UsageError, match="no kernels that --fast would take"):
