@@ -38,11 +38,9 @@ class CapturingSession(Session):
         super().__init__(path, signature, threads, options)
         self.graphs = 0
 
-    def start(self, step: Prepared, values: dict[str, Any]) -> None:
+    def start(self, step: Prepared, values: dict[str, Any], options: Any = None) -> None:
         if not isinstance(step, Captured):
-            for tensor in self.inputs:
-                step.binding.bind_ortvalue_input(tensor.name, values[tensor.name])
-            self.session.run_with_iobinding(step.binding, _options(EAGER))
+            super().start(step, values, _options(EAGER))
             return
         for name, value in step.inputs.items():
             value.update_inplace(values[name].numpy())
@@ -50,7 +48,7 @@ class CapturingSession(Session):
 
     def prepare(self, shapes: Shapes, states: dict[str, Any]) -> Prepared:
         made = super().prepare(shapes, states)
-        sizes = {dim: size for tensor, shape in zip(self.inputs, shapes, strict=True) for dim, size in zip(tensor.shape, shape, strict=True)}
+        sizes = self.sizes(shapes)
         if made.results is None or max(sizes.get(TOKENS, 1), sizes.get(SELECTED, 1)) > 1:
             return made
         inputs = {tensor.name: zeros(shape, tensor.dtype, self.device) for tensor, shape in zip(self.inputs, shapes, strict=True)}

@@ -79,14 +79,18 @@ class Session:
         made = step.binding.get_outputs()[len(self.states) :]
         return {tensor.name: value for tensor, value in zip(self.results, made, strict=True)}
 
-    def start(self, step: Prepared, values: dict[str, Any]) -> None:
-        """Run once, in what was prepared."""
+    def start(self, step: Prepared, values: dict[str, Any], options: Any = None) -> None:
+        """Run once, in what was prepared. :param options: ONNX Runtime's ``RunOptions``."""
         for tensor in self.inputs:
             step.binding.bind_ortvalue_input(tensor.name, values[tensor.name])
         if step.results is None:
             for name, device in self.places.items():
                 step.binding.bind_output(name, device)
-        self.session.run_with_iobinding(step.binding)
+        self.session.run_with_iobinding(step.binding, options)
+
+    def sizes(self, shapes: Shapes) -> dict[int | str, int]:
+        """Symbolic dimension → its size, of inputs of these shapes."""
+        return {dim: size for tensor, shape in zip(self.inputs, shapes, strict=True) for dim, size in zip(tensor.shape, shape, strict=True)}
 
     def prepare(self, shapes: Shapes, states: dict[str, Any]) -> Prepared:
         """Buffers and bindings of runs of one shape."""
@@ -94,7 +98,7 @@ class Session:
         for name, result in self.states.items():
             binding.bind_ortvalue_input(name, states[name])
             binding.bind_ortvalue_output(result, states[name])
-        sizes = {dim: size for tensor, shape in zip(self.inputs, shapes, strict=True) for dim, size in zip(tensor.shape, shape, strict=True)}
+        sizes = self.sizes(shapes)
         wanted = {tensor.name: [sizes.get(dim, dim) for dim in tensor.shape] for tensor in self.results}
         if not all(tensor.dtype and all(isinstance(dim, int) for dim in wanted[tensor.name]) for tensor in self.results):
             return Prepared(binding, None)
