@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from exporter.errors import LoadError
 
-FAST = ", fast"
-"""What the arithmetic of engines ends in that were built with ``--fast``."""
+from ..runtime.chain import FAST
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from exporter.errors import RunError
 from exporter.plan.config import ModelConfig
 from exporter.plan.manifest import Assembly, EngineRank, GraphsRank
 from exporter.plan.parallel import Plan
-from exporter.plan.schedule import AllGather, AllReduce, Launch, Send, Step
+from exporter.plan.schedule import AllGather, AllReduce, Launch, Step
 
 from .cache import Cache, allocate_cache, cache_length
 from .collectives import all_gather, all_reduce
@@ -33,6 +33,8 @@ Observer = Callable[[int, Step, dict[str, Any]], None]
 """Called after each step with the rank, the step and the values by name (OrtValues)."""
 
 
+FAST = ", fast"
+"""What the arithmetic of engines ends in that were built with ``--fast``."""
 APART = {"session.intra_op.allow_spinning": "0"}
 """For graphs that run one after another: a pool that goes on spinning after its graph would keep the cores from the next."""
 
@@ -66,11 +68,6 @@ class RankRunner:
             if observer:
                 observer(self.rank, step, values)
 
-    @property
-    def sent(self) -> tuple[str, ...]:
-        """What the same tensor rank of the next stage gets."""
-        return next((step.values for step in self.assembly.steps if isinstance(step, Send)), ())
-
 
 def join_ranks(folder: Path, config: ModelConfig, plan: Plan, runners: dict[int, RankRunner], wanted: bool) -> Session | None:
     """One session for all ranks, where they are several and of one CPU and it is wanted; else each rank's own are opened."""
@@ -87,12 +84,10 @@ def join_ranks(folder: Path, config: ModelConfig, plan: Plan, runners: dict[int,
 def _hosted(assembly: Assembly) -> Iterator[str]:
     """Results that the host reads: logits, and what other ranks get."""
     yield "logits"
+    yield from assembly.sent
     for step in assembly.steps:
-        match step:
-            case AllReduce(value, _) | AllGather(value, _):
-                yield value
-            case Send(names):
-                yield from names
+        if isinstance(step, AllReduce | AllGather):
+            yield step.value
 
 
 class Chain:
@@ -105,7 +100,7 @@ class Chain:
         scheme = first.quantization.scheme if first.quantization else "none"
         self.fast: str | None = first.options.get("fast") if isinstance(first, EngineRank) else None
         """What was substituted, in words, if the engines need not compute as their graphs are written."""
-        self.arithmetic = (first.precision if scheme == "none" else scheme) + (", fast" if self.fast else "")
+        self.arithmetic = (first.precision if scheme == "none" else scheme) + (FAST if self.fast else "")
         """What decides how far its logits may be from another chain's."""
         self.kept: Cache | None = None
         self.joined = join_ranks(folder, self.config, self.plan, runners, joined)
@@ -163,7 +158,7 @@ class Chain:
             for rank, step in zip(ranks, steps, strict=True):
                 values[rank][step.result] = whole
         for rank in ranks:
-            for name in self.runners[rank].sent:
+            for name in self.runners[rank].assembly.sent:
                 values[rank + self.plan.tensor][name] = values[rank][name]
 
     def logits(self, token_ids: Sequence[int]) -> "np.ndarray":

@@ -17,7 +17,7 @@ from exporter.models import FAMILIES
 from exporter.plan import manifest as records
 from exporter.plan.config import ModelConfig
 from exporter.plan.manifest import Assembly
-from exporter.plan.schedule import AllGather, AllReduce, Launch, Send
+from exporter.plan.schedule import AllGather, AllReduce, Launch
 from exporter.plan.signature import Signature, State, Tensor
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def fuse(folder: Path, assemblies: dict[int, Assembly], config: ModelConfig, ten
     """
     import onnx
 
-    shared, model, names = _replicated(config), onnx.ModelProto(), {}
+    shared, model, names, there = _replicated(config), onnx.ModelProto(), {}, set()
     graph = model.graph
     graph.name = "ranks"
     for first in range(0, len(assemblies), tensor):
@@ -62,11 +62,11 @@ def fuse(folder: Path, assemblies: dict[int, Assembly], config: ModelConfig, ten
             if isinstance(steps[0], Launch):
                 for rank, step in zip(ranks, steps, strict=True):
                     file = folder / records.rank_folder(rank) / assemblies[rank].graphs[step.graph]
-                    _add(model, onnx.load(file, load_external_data=False), given[rank], records.rank_folder(rank))
+                    _add(model, onnx.load(file, load_external_data=False), given[rank], records.rank_folder(rank), there)
             else:
                 graph.node.extend(_collective(steps, [given[rank] for rank in ranks], assemblies[first]))
         for rank in ranks:
-            for name in next((step.values for step in assemblies[rank].steps if isinstance(step, Send)), ()):
+            for name in assemblies[rank].sent:
                 names[rank + tensor, name] = given[rank](name)
     signature = _signature(assemblies, names, config.vocab)
     _declare(graph, signature)
@@ -98,12 +98,15 @@ class _Names:
         return self.known.setdefault((self.rank, name), state_name(self.first if self.shared(name) else self.rank, name))
 
 
-def _add(model: "onnx.ModelProto", part: "onnx.ModelProto", names: _Names, folder: str) -> None:
-    """One graph of one rank; weights that are there already are not named again."""
+def _add(model: "onnx.ModelProto", part: "onnx.ModelProto", names: _Names, folder: str, there: set[str]) -> None:
+    """One graph of one rank.
+
+    :param there: initializers of the graphs before; gets those of this one, and none is named twice.
+    """
     import onnx
 
     model.ir_version = max(model.ir_version, part.ir_version)
-    opsets, there = {entry.domain for entry in model.opset_import}, {tensor.name for tensor in model.graph.initializer}
+    opsets = {entry.domain for entry in model.opset_import}
     model.opset_import.extend(entry for entry in part.opset_import if entry.domain not in opsets)
     functions = {(function.domain, function.name) for function in model.functions}
     model.functions.extend(function for function in part.functions if (function.domain, function.name) not in functions)
@@ -112,6 +115,7 @@ def _add(model: "onnx.ModelProto", part: "onnx.ModelProto", names: _Names, folde
             names.known[names.rank, tensor.name] = _constant_name(tensor)
         if names(tensor.name) in there:
             continue
+        there.add(names(tensor.name))
         made = model.graph.initializer.add()
         made.CopyFrom(tensor)
         made.name = names(tensor.name)

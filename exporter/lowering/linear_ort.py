@@ -8,7 +8,7 @@ is taken only where the builder may substitute, and rounds each block of activat
 from typing import TYPE_CHECKING
 
 from .nodes import PRECISIONS, NodeWriter, placeholder
-from .packing import STORED, block_of, derived_rows, derived_scales
+from .packing import BLOCKS, STORED, block_of, derived_rows, derived_scales
 from .rewrite import Context, Lowerer, Refusal, Replacement, Scope
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
 def _block(matrix: "onnx.NodeProto", weight: "onnx.TensorProto") -> int | None:
     """Inputs that share a scale, as written; of a scale for all inputs, as the kernel gets it."""
     given = next((attribute.i for attribute in matrix.attribute if attribute.name == "block_size"), 0)
-    return block_of(weight.dims[0]) if not given else given if given in (32, 64, 128) and weight.dims[0] % given == 0 else None
+    return block_of(weight.dims[0]) if not given else given if given in BLOCKS and weight.dims[0] % given == 0 else None
 
 
 NBITS_ORT = Lowerer("nbits_ort", refuses, rewrite)

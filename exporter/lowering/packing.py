@@ -12,8 +12,6 @@ from .rewrite import Derived
 
 BLOCKS = (128, 64, 32)
 """Inputs that share a scale, where a kernel wants blocks and the weights have a scale for all inputs: the largest that divides them."""
-
-
 STORED = {"fp32": "F32", "fp16": "F16"}
 """Precisions that kernels take scales in → dtype as safetensors names it."""
 

@@ -10,7 +10,7 @@ from ..errors import LoadError, MoetrtError
 from . import files
 from .config import ModelConfig
 from .parallel import Plan, Shard
-from .schedule import Step
+from .schedule import Send, Step
 from .signature import Signature
 
 MANIFEST = "manifest.json"
@@ -47,6 +47,11 @@ class Assembly:
     """Launch name → file name, beside the manifest."""
     signatures: dict[str, Signature]
     """Launch name → signature."""
+
+    @property
+    def sent(self) -> tuple[str, ...]:
+        """What the same tensor rank of the next stage gets."""
+        return next((step.values for step in self.steps if isinstance(step, Send)), ())
 
 
 @dataclass(frozen=True)
