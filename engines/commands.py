@@ -62,24 +62,6 @@ def run(engines: Path, prompt: str | None, token_ids: str | None, stream: bool, 
 
 
 @click.command()
-@click.argument("left", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.argument("right", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--prompts", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True, metavar="FILE", help="A prompt a line (.txt), or .jsonl with text, messages or token_ids.")
-@click.option("--mode", type=click.Choice(["logits"]), default="logits", show_default=True, help="What is compared.")
-@click.option("--samples", type=click.IntRange(1), metavar="PROMPTS", help="Prompts to take from FILE.  [default: all]")
-@click.option("--tolerance", type=float, metavar="L2", help="Relative L2 distance that is allowed.  [default: by precision]")
-@options.json_output
-@click.pass_context
-def compare(context: click.Context, left: Path, right: Path, prompts: Path, mode: str, samples: int | None, tolerance: float | None, as_json: bool) -> None:
-    """Run LEFT and RIGHT over the same tokens: engines, graphs, or a Hugging Face folder. Exit 3 if they differ."""
-    from .compare.walk import compare_folders
-
-    result = compare_folders(left, right, prompts, samples, tolerance, note=partial(click.echo, err=True))
-    click.echo(json.dumps(files.to_json(result)) if as_json else result.summary())
-    context.exit(0 if result.verdict == "same" else 3)
-
-
-@click.command()
 @click.argument("engines", type=click.Path(exists=True, file_okay=False))
 @click.option("--prompt-tokens", type=click.IntRange(1), default=128, show_default=True, metavar="TOKENS", help="Of each row's prompt.")
 @click.option("--new-tokens", type=click.IntRange(2), default=64, show_default=True, metavar="TOKENS", help="After each prompt.")

@@ -29,7 +29,7 @@ COMMANDS = {
     "quantize": Entry("calibration.commands:quantize", "Write the same graphs with INT8 weights and Q/DQ."),
     "build": Entry("engines.commands:build", "Build a backend's engines from portable graphs."),
     "run": Entry("engines.commands:run", "Generate text with built engines."),
-    "compare": Entry("engines.commands:compare", "Run two chains side by side; exit 3 where their outputs differ."),
+    "compare": Entry("engines.compare.command:compare", "Run two chains side by side; exit 3 where their outputs differ."),
     "bench": Entry("engines.commands:bench", "Measure engines: speed, load time, memory, share of the roofline."),
     "inspect": Entry("engines.commands:inspect", "Say what is in a folder; check its hashes with --verify."),
 }

@@ -1,112 +1,202 @@
-"""Two sides over the same tokens, teacher-forced: are they the same model, to rounding?"""
+"""Two sides over the same tokens, in step: end to end, segment by segment, or each on its own values.
 
-import contextlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
+The walk goes segment by segment, all prompts through each, as calibration does: at any time one segment of each side is in
+memory, and what prompts carry from segment to segment.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UsageError
-from exporter.plan import manifest as records
 
-from ..prompts import read_prompts
-from ..runtime.chain import Chain
-from ..runtime.loading import load
-from ..runtime.text import Text
-from .metrics import Accumulator, Difference
-from .tolerances import Tolerance, tolerance
+from .metrics import Accumulator, Gap, moved_tokens
+from .sides import Given, Made, Side, segment_names, steps, teacher_forced
+
+if TYPE_CHECKING:
+    import numpy as np
+
+DECODE = 8
+"""Tokens of each prompt that go in one by one, as in decoding."""
+TENSORS = ("hidden", "update", "latents", "logits")
+
+Advance = Callable[[int], None]
+
+
+def silent(count: int) -> None:
+    """No progress."""
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """The worst offence of the first output beyond its tolerance."""
+class Example:
+    """One step of one segment, with what both sides made of it: enough to do it again."""
 
     segment: str
-    rank: int | None
-    token: int | None
-    metric: str
-    value: float
-    tolerance: float
+    prompt: int
+    given: Given
+    cache: "dict[str, np.ndarray]"
+    """Before the step, of the left side."""
+    left: Made
+    right: Made
+    tensor: str
+    distance: float
+    """Of the worst token, and the share of tokens that go to other experts."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What ``compare --json`` prints."""
+@dataclass
+class Stream:
+    """What one prompt carries from segment to segment. *Shape:* ``(1, tokens, hidden)`` each."""
 
-    verdict: str
-    """``same`` or ``differ``."""
-    first_divergent: Divergence | None
-    outputs: tuple[Difference, ...]
+    token_ids: "np.ndarray"
+    hidden: "np.ndarray | None" = None
+    update: "np.ndarray | None" = None
 
-    def summary(self) -> str:
-        lines = [f"{'output':10} {'max abs':>10} {'rel. L2':>10} {'cosine':>10} {'KL':>10} {'top-1':>7}"]
-        lines += [
-            f"{one.name:10} {one.max_abs:10.3g} {one.relative_l2:10.3g} {one.cosine:10.7f} {one.kl:10.3g} {one.top1_agreement:7.2%}" for one in self.outputs
-        ]
-        fault = self.first_divergent
-        if fault:
-            lines.append(f"{fault.segment}: {fault.metric} {fault.value:.3g} is beyond {fault.tolerance:.3g}")
-        return "\n".join([*lines, self.verdict])
+    def given(self, part: slice) -> Given:
+        hidden, update = (None if value is None else value[:, part] for value in (self.hidden, self.update))
+        return Given(self.token_ids[:, part], part.start, hidden, update)
 
+    def take(self, made: "list[dict[str, np.ndarray]]") -> None:
+        """What a segment made of all steps."""
+        import numpy as np
 
-def open_side(path: Path) -> Any:
-    """A chain for a folder of engines or graphs, transformers for a checkpoint."""
-    if (path / "config.json").is_file() and not (path / records.MANIFEST).is_file():
-        from .reference import Reference
-
-        return Reference(path)
-    return load(path, joined=False)
+        for name in ("hidden", "update"):
+            found = [one[name] for one in made if name in one]
+            setattr(self, name, np.concatenate(found)[None] if found else None)
 
 
-def compare_logits(left: Any, right: Any, prompts: Iterable[list[int]], limits: Tolerance | None = None) -> Comparison:
-    """Logits of every token of every prompt.
+@dataclass
+class Walked:
+    """What a walk found of one segment."""
 
-    :param limits: those of the looser of the two by default.
+    name: str
+    gaps: dict[str, Gap] = field(default_factory=dict)
+    example: Example | None = None
+    """The step with the worst token."""
+    ranks: dict[str, dict[int, float]] = field(default_factory=dict)
+    """``left`` or ``right`` → rank → largest difference of its result from the other ranks'; sound ranks have none."""
+    parts: dict[int, float] = field(default_factory=dict)
+    """Rank → largest difference of its part before the collective; empty where the plans differ."""
+    moved: "dict[int, list[np.ndarray]]" = field(default_factory=dict)
+    """Prompt → each step's tokens that go to other experts."""
+    logits: Accumulator | None = None
+    """Of the head."""
+
+
+def require_comparable(left: Side, right: Side) -> None:
+    """:raises UsageError: their logits or segments are not of the same shape."""
+    pairs = [("vocabularies", "vocab", "tokens"), ("numbers of layers", "layers", "layers"), ("widths", "hidden", "channels")]
+    for what, name, unit in pairs:
+        ours, theirs = getattr(left.config, name), getattr(right.config, name)
+        if ours != theirs:
+            raise UsageError(f"the {what} differ: {ours} and {theirs} {unit}.", hint="Compare engines of one model.")
+
+
+def require_lengths(left: Side, right: Side, prompts: Sequence[Sequence[int]]) -> None:
+    """:raises UsageError: a prompt is too long for a side, or a token is beyond the vocabulary."""
+    most = min(left.max_context, right.max_context)
+    for number, prompt in enumerate(prompts, 1):
+        if len(prompt) > most:
+            raise UsageError(f"prompt {number} has {len(prompt)} tokens, beyond the context of {most}.", hint="Take shorter prompts, or build with a larger --max-context.")
+        strange = next((token for token in prompt if not 0 <= token < left.config.vocab), None)
+        if strange is not None:
+            raise UsageError(f"prompt {number} has the token {strange}, beyond the vocabulary of {left.config.vocab}.", hint="Was it made by another tokenizer?")
+
+
+def walk_logits(left: Side, right: Side, prompts: Iterable[Sequence[int]], margin: float, decode: int = DECODE, advance: Advance = silent, keep: Callable[..., None] = lambda *pair: None) -> tuple[Accumulator, Accumulator]:
+    """Logits of all prompts, teacher-forced: of tokens that went in as a prompt, and of those that went in one by one.
+
+    :param keep: called with each pair of logits, for whoever draws them.
     """
-    if left.config.vocab != right.config.vocab:
-        raise UsageError(f"the vocabularies differ: {left.config.vocab} and {right.config.vocab} tokens.", hint="Compare engines of one model.")
-    sums = Accumulator("logits")
-    for prompt in prompts:
-        sums.add(left.logits(prompt), right.logits(prompt))
-    found = sums.result()
-    fault = _fault(found, limits or tolerance(left.arithmetic, right.arithmetic))
-    return Comparison("differ" if fault else "same", fault, (found,))
+    sums = Accumulator("logits", margin), Accumulator("decode", margin)
+    for number, prompt in enumerate(prompts):
+        begin = 0
+        for total, ours, theirs in zip(sums, teacher_forced(left, prompt, decode), teacher_forced(right, prompt, decode), strict=True):
+            total.add(ours, theirs, number, begin)
+            keep(number, begin, ours, theirs)
+            begin += len(ours)
+        advance(1)
+    return sums
 
 
-def _fault(found: Difference, limits: Tolerance) -> Divergence | None:
-    for metric in ("relative_l2", "kl"):
-        value, limit = getattr(found, metric), getattr(limits, metric)
-        if not value <= limit:  # NaN is a fault
-            return Divergence("head", None, None, metric, value, limit)
-    return None
+def walk_segments(left: Side, right: Side, prompts: Sequence[Sequence[int]], margin: float = 0.0, own: bool = False, decode: int = DECODE, advance: Advance = silent) -> list[Walked]:
+    """Every segment of both sides.
 
-
-def text_of(*sides: Any) -> Text:
-    """The tokenizer of the first side that has one."""
-    having = [side for side in sides if (side.folder / "tokenizer.json").is_file()] or list(sides)
-    return Text(having[0].folder, having[0].config.bos)
-
-
-def note_on_sources(left: Any, right: Any) -> str | None:
-    """Said, not refused: folders from different checkpoints may be compared."""
-    prints = [side.records[0].source.fingerprint for side in (left, right) if isinstance(side, Chain)]
-    return "the two sides were made from different checkpoints." if len(set(prints)) > 1 else None
-
-
-def with_limits(left: Any, right: Any, relative_l2: float | None) -> Tolerance:
-    """The table's limits, or the user's."""
-    return tolerance(left.arithmetic, right.arithmetic) if relative_l2 is None else Tolerance(relative_l2, float("inf"), "--tolerance")
-
-
-def compare_folders(left: Path, right: Path, prompts: Path, samples: int | None, relative_l2: float | None, note: Callable[[str], None]) -> Comparison:
-    """Open both sides, read the prompts, compare.
-
-    :param note: told what the user should know about the pair.
+    :param own: each side goes on with its own values; else both get the left side's, so that no error is carried on.
     """
-    with contextlib.closing(open_side(left)) as one, contextlib.closing(open_side(right)) as other:
-        said = note_on_sources(one, other)
-        if said:
-            note(f"Note: {said}")
-        rows = read_prompts(prompts, partial(text_of, one, other), samples)
-        return compare_logits(one, other, rows, with_limits(one, other, relative_l2))
+    import numpy as np
+
+    ours = [Stream(np.asarray([prompt], np.int64)) for prompt in prompts]
+    theirs = [replace(stream) for stream in ours] if own else ours
+    found = []
+    for name in segment_names(left.config):
+        walked = Walked(name, logits=Accumulator("logits" if own else "head", margin) if name == "head" else None)
+        with ExitStack() as stack:
+            pair = [stack.enter_context(side.open(name)) for side in (left, right)]
+            for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+                _walk_prompt(walked, pair, number, mine, other, decode)
+        found.append(walked)
+        advance(1)
+    return found
+
+
+def _walk_prompt(walked: Walked, pair: list[Any], prompt: int, mine: Stream, other: Stream, decode: int) -> None:
+    tokens = mine.token_ids.shape[1]
+    states, results = [segment.begin(tokens) for segment in pair], ([], [])
+    for part in steps(tokens, decode):
+        given = mine.given(part)
+        before = pair[0].cache(states[0])
+        left, right = pair[0].run(given, states[0]), pair[1].run(other.given(part), states[1])
+        _note(walked, prompt, given, before, left, right)
+        results[0].append(left.first)
+        results[1].append(right.first)
+    mine.take(results[0])
+    if other is not mine:
+        other.take(results[1])
+
+
+def _note(walked: Walked, prompt: int, given: Given, before: "dict[str, np.ndarray]", left: Made, right: Made) -> None:
+    """Take one step of both sides into account."""
+    import numpy as np
+
+    moved = moved_tokens(left.experts, right.experts)
+    if moved is not None:
+        walked.moved.setdefault(prompt, []).append(moved)
+    for name in TENSORS:
+        if name not in left.first or name not in right.first:
+            continue
+        gap = walked.gaps.setdefault(name, Gap(walked.name, name))
+        ours, theirs = _furthest(left, right, name)
+        distance = gap.add(ours, theirs, prompt, given.start, moved if name == "update" else None)
+        if walked.logits is not None:
+            walked.logits.add(ours, theirs, prompt, given.start)
+        # Tokens that go elsewhere are left out of the distance, and are what an example should show.
+        distance += 0.0 if moved is None else float(moved.mean())
+        if walked.example is None or distance > walked.example.distance:
+            walked.example = Example(walked.name, prompt, given, before, left, right, name, distance)
+    for side, made in (("left", left), ("right", right)):
+        for rank, values in made.ranks.items():
+            off = max(float(np.abs(values[name] - made.first[name]).max(initial=0)) for name in values)
+            walked.ranks.setdefault(side, {})[rank] = max(off, walked.ranks.get(side, {}).get(rank, 0.0))
+    if len(left.parts) > 1 and left.parts.keys() == right.parts.keys() and all(left.parts[rank].shape == right.parts[rank].shape for rank in left.parts):
+        for rank, part in left.parts.items():
+            walked.parts[rank] = max(walked.parts.get(rank, 0.0), float(np.nan_to_num(np.abs(part - right.parts[rank]), nan=np.inf).max(initial=0)))
+
+
+def _furthest(left: Made, right: Made, name: str) -> "tuple[np.ndarray, np.ndarray]":
+    """The results of the ranks that are furthest apart: sound ranks of a side agree, so that any will do."""
+    import numpy as np
+
+    ours, theirs = (_distinct([values[name] for values in made.ranks.values()]) for made in (left, right))
+    pairs = [(one, other) for one in ours for other in theirs]
+    return max(pairs, key=lambda pair: float(np.nan_to_num(np.abs(pair[0] - pair[1]), nan=np.inf).max(initial=0))) if len(pairs) > 1 else pairs[0]
+
+
+def _distinct(values: "list[np.ndarray]") -> "list[np.ndarray]":
+    import numpy as np
+
+    found = values[:1]
+    for value in values[1:]:
+        if not any(np.array_equal(value, other) for other in found):
+            found.append(value)
+    return found

@@ -77,15 +77,15 @@ def _drop_dead(graph: "onnx.GraphProto") -> None:
     for node in reversed(graph.node):
         if needed.intersection(node.output):
             kept.append(node)
-            needed |= _reads(node)
+            needed |= reads(node)
     del graph.node[:]
     graph.node.extend(reversed(kept))
 
 
-def _reads(node: "onnx.NodeProto") -> set[str]:
+def reads(node: "onnx.NodeProto") -> set[str]:
     """Values that a node reads, its branches too."""
     branches = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
-    return {*node.input, *(name for branch in branches for inner in branch.node for name in _reads(inner)), *(value.name for branch in branches for value in branch.output)}
+    return {*node.input, *(name for branch in branches for inner in branch.node for name in reads(inner)), *(value.name for branch in branches for value in branch.output)}
 
 
 def _drop_sources(graph: "onnx.GraphProto", derived: dict[str, Derived]) -> None:
