@@ -13,6 +13,7 @@ from exporter.plan.manifest import EngineRank, GraphsRank
 from exporter.plan.schedule import AllReduce
 from exporter.plan.signature import BATCH, CONTEXT
 
+from ..runtime.cache import cache_length
 from ..runtime.chain import FAST, Chain, RankRunner
 from ..runtime.collectives import all_gather, all_reduce
 from ..runtime.loading import load
@@ -94,12 +95,12 @@ class ChainSegment:
     """One segment of all ranks of its stage."""
 
     def __init__(self, name: str, pieces: dict[int, Piece], side: ChainSide) -> None:
-        self.name, self.pieces = name, pieces
+        self.name, self.pieces, self.most = name, pieces, side.max_context
         self.sessions = {rank: open_piece(piece, side.runner(rank)) for rank, piece in pieces.items()}
         self.top_k = side.config.routing.top_k if side.config.routing else 0
 
     def begin(self, context: int) -> dict[int, dict[str, Any]]:
-        sizes = {BATCH: 1, CONTEXT: context}
+        sizes = {BATCH: 1, CONTEXT: cache_length(context, self.most)}
         return {
             rank: {tensor.name: zeros(tuple(sizes.get(dim, dim) for dim in tensor.shape), tensor.dtype, session.device) for tensor in session.signature.inputs if tensor.name.endswith(".cache")}
             for rank, session in self.sessions.items()
@@ -122,6 +123,18 @@ class ChainSegment:
         tokens = given.token_ids.shape[1]
         ranks = {rank: self._named(made, given, state[rank], tokens) for rank, made in results.items()}
         return Made(ranks, {rank: _flat(part, tokens) for rank, part in parts.items()}, self._experts(results))
+
+    def feeds(self, rank: int, given: Given, cache: "dict[str, np.ndarray]") -> "dict[str, np.ndarray]":
+        """All that one rank's graph is called with, by name. :param cache: its states before the step, by name."""
+        return {tensor.name: cache[tensor.name] if tensor.name in cache else self._input(tensor.name, tensor.dtype, given) for tensor in self.pieces[rank].signature.inputs}
+
+    def outputs(self, rank: int, feeds: "dict[str, np.ndarray]") -> "dict[str, np.ndarray]":
+        """All that one rank's graph makes of them, its states too, by name; the choice of experts is no result."""
+        session, piece = self.sessions[rank], self.pieces[rank]
+        values = {name: value_of(value.copy()) for name, value in feeds.items()}
+        made = session.run(values, {name: values[name] for name in session.states})
+        found = {name: value.numpy().copy() for name, value in made.items() if name != piece.choice}
+        return found | {result: values[name].numpy().copy() for name, result in session.states.items()}
 
     def _launch(self, rank: int, given: Given, states: dict[str, Any]) -> "dict[str, np.ndarray]":
         session = self.sessions[rank]

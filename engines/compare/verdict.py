@@ -81,12 +81,13 @@ def first_drifted(walk: Sequence[Walked], limits: Tolerance) -> Divergence | Non
 
 
 def _rank(walked: Walked, tensor: str) -> int | None:
-    """The one rank whose part is off."""
-    parts = walked.parts
-    if tensor not in ("update", "logits") or not parts or _parts_agree(walked):
+    """The one rank whose part is off, or whose copy of what all ranks hold."""
+    summed = ("hidden",) if walked.name == "embed" else ("update", "logits")
+    off = {} if tensor in summed and _parts_agree(walked) else walked.parts if tensor in summed else walked.off.get(tensor, {})
+    if not off:
         return None
-    worst = max(parts, key=parts.get)
-    return worst if all(off <= ALONE * parts[worst] for rank, off in parts.items() if rank != worst) else None
+    worst = max(off, key=off.get)
+    return worst if all(value <= ALONE * off[worst] for rank, value in off.items() if rank != worst) else None
 
 
 def _parts_agree(walked: Walked) -> bool:
@@ -97,7 +98,7 @@ def _parts_agree(walked: Walked) -> bool:
 def _looks_like(walked: Walked, found: SegmentDifference, metric: str) -> str:
     """A hint at the cause, from what is apart and what is not."""
     apart = [side for side, ranks in walked.ranks.items() if any(ranks.values())]
-    if apart and found.tensor in ("update", "logits"):
+    if apart and found.tensor != "latents":
         return f"the ranks of the {' and '.join(apart)} side do not agree on the result: a collective is missing behind this segment, or out of step"
     if _parts_agree(walked):
         return "every rank's part agrees: what joins the parts does not"

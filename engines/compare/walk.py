@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 DECODE = 8
 """Tokens of each prompt that go in one by one, as in decoding."""
-TENSORS = ("hidden", "update", "latents", "logits")
+TENSORS = ("hidden", "latents", "update", "logits")
+"""In the order in which a segment makes them: what was wrong first is told first."""
 
 Advance = Callable[[int], None]
 
@@ -74,7 +75,9 @@ class Walked:
     example: Example | None = None
     """The step with the worst token."""
     ranks: dict[str, dict[int, float]] = field(default_factory=dict)
-    """``left`` or ``right`` → rank → largest difference of its result from the other ranks'; sound ranks have none."""
+    """``left`` or ``right`` → rank → largest difference of its results from the first rank's; sound ranks have none."""
+    off: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Of a side whose ranks do not agree: result → rank → largest difference from the other side's."""
     parts: dict[int, float] = field(default_factory=dict)
     """Rank → largest difference of its part before the collective; empty where the plans differ."""
     moved: "dict[int, list[np.ndarray]]" = field(default_factory=dict)
@@ -157,8 +160,6 @@ def _walk_prompt(walked: Walked, pair: list[Any], prompt: int, mine: Stream, oth
 
 def _note(walked: Walked, prompt: int, given: Given, before: "dict[str, np.ndarray]", left: Made, right: Made) -> None:
     """Take one step of both sides into account."""
-    import numpy as np
-
     moved = moved_tokens(left.experts, right.experts)
     if moved is not None:
         walked.moved.setdefault(prompt, []).append(moved)
@@ -174,22 +175,34 @@ def _note(walked: Walked, prompt: int, given: Given, before: "dict[str, np.ndarr
         distance += 0.0 if moved is None else float(moved.mean())
         if walked.example is None or distance > walked.example.distance:
             walked.example = Example(walked.name, prompt, given, before, left, right, name, distance)
-    for side, made in (("left", left), ("right", right)):
+    for side, made, other in (("left", left, right), ("right", right, left)):
+        seen = walked.ranks.setdefault(side, {})
         for rank, values in made.ranks.items():
-            off = max(float(np.abs(values[name] - made.first[name]).max(initial=0)) for name in values)
-            walked.ranks.setdefault(side, {})[rank] = max(off, walked.ranks.get(side, {}).get(rank, 0.0))
+            _raise(seen, rank, max(apart(value, made.first[name]) for name, value in values.items()))
+        for rank, values in made.ranks.items() if any(seen.values()) else ():
+            for name in values.keys() & other.first.keys():
+                _raise(walked.off.setdefault(name, {}), rank, apart(values[name], other.first[name]))
     if len(left.parts) > 1 and left.parts.keys() == right.parts.keys() and all(left.parts[rank].shape == right.parts[rank].shape for rank in left.parts):
         for rank, part in left.parts.items():
-            walked.parts[rank] = max(walked.parts.get(rank, 0.0), float(np.nan_to_num(np.abs(part - right.parts[rank]), nan=np.inf).max(initial=0)))
+            _raise(walked.parts, rank, apart(part, right.parts[rank]))
+
+
+def _raise(kept: dict[int, float], rank: int, value: float) -> None:
+    kept[rank] = max(kept.get(rank, 0.0), value)
+
+
+def apart(one: "np.ndarray", other: "np.ndarray") -> float:
+    """Largest difference, infinite where it is not a number."""
+    import numpy as np
+
+    return 0.0 if np.array_equal(one, other) else float(np.nan_to_num(np.abs(one - other), nan=np.inf).max(initial=0))
 
 
 def _furthest(left: Made, right: Made, name: str) -> "tuple[np.ndarray, np.ndarray]":
     """The results of the ranks that are furthest apart: sound ranks of a side agree, so that any will do."""
-    import numpy as np
-
     ours, theirs = (_distinct([values[name] for values in made.ranks.values()]) for made in (left, right))
     pairs = [(one, other) for one in ours for other in theirs]
-    return max(pairs, key=lambda pair: float(np.nan_to_num(np.abs(pair[0] - pair[1]), nan=np.inf).max(initial=0))) if len(pairs) > 1 else pairs[0]
+    return max(pairs, key=lambda pair: apart(*pair)) if len(pairs) > 1 else pairs[0]
 
 
 def _distinct(values: "list[np.ndarray]") -> "list[np.ndarray]":

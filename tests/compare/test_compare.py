@@ -11,14 +11,6 @@ from engines.compare.metrics import Accumulator, divergence
 from engines.compare.tolerances import tolerance
 
 
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory):
-    file = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    rows = [np.random.default_rng(seed).integers(2, 128, 12 + seed).tolist() for seed in range(3)]
-    file.write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in rows))
-    return file
-
-
 def test_metrics_of_known_logits():
     left = np.log(np.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]], np.float32))
     right = np.log(np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6]], np.float32))
