@@ -53,6 +53,7 @@ def _held(path: Path, kind_of: Callable[[Path], Reader | None], depth: int) -> I
 def _tried(path: Path, reader: Reader) -> Found:
     try:
         found = reader(path)
-    except MoetrtError as error:
-        return Found(Inspection(str(path), "damaged", f"damaged: {error.message}", {"error": error.message}), flaws=(error.message,))
+    except (MoetrtError, OverflowError) as error:
+        reason = getattr(error, "message", f"{path} states numbers that nothing has")
+        return Found(Inspection(str(path), "damaged", f"damaged: {reason}", {"error": reason}), flaws=(reason,))
     return replace(found, inspection=replace(found.inspection, path=str(path)))

@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint.keys import expand
+from exporter.checkpoint.keys import Key
 from exporter.checkpoint.reader import Checkpoint, TensorInfo, read_header
 from exporter.models import FAMILIES, read_model
 from exporter.plan import files
@@ -43,7 +43,7 @@ def read(path: Path) -> Found:
 
 
 def _facts(config: ModelConfig) -> dict[str, str]:
-    mixed = config.layers - config.dense_layers if config.experts else 0
+    mixed = config.layers - min(config.dense_layers, config.layers) if config.experts else 0
     facts = {
         "model": f"{config.family}, {config.layers} layers ({config.layers - mixed} dense, {mixed} of experts), hidden {config.hidden}, vocabulary {config.vocab}{', head tied to the embedding' if config.tied else ''}",
         "parameters": _parameters(config),
@@ -71,15 +71,20 @@ def _routing(config: ModelConfig) -> str:
 
 def _parameters(config: ModelConfig) -> str:
     every = one_token = 0
-    for entry in expand(FAMILIES[config.family].KEYS, config, layers=()):
-        every += prod(entry.shape)
-    one_token = every
-    for layers, times in ((range(min(1, config.dense_layers)), config.dense_layers), (range(config.dense_layers, config.dense_layers + 1), config.layers - config.dense_layers)):
-        for entry in expand(FAMILIES[config.family].KEYS, config, layers) if times else ():
-            if entry.layer is not None:
-                every += times * prod(entry.shape)
-                one_token += 0 if entry.expert is not None and entry.expert >= config.routing.top_k else times * prod(entry.shape)
+    for key in FAMILIES[config.family].KEYS:
+        if key.when(config):
+            size = _layers(key, config) * prod(key.shape(config))
+            by_expert = "{expert}" in key.hf
+            every += size * (config.experts if by_expert else 1)
+            one_token += size * (config.routing.top_k if by_expert and config.routing else 1)
     return f"{_count(every)}, of which {_count(one_token)} for a token" if config.routing else _count(every)
+
+
+def _layers(key: Key, config: ModelConfig) -> int:
+    """How many layers have the tensor; 1 for what is of no layer."""
+    dense = min(config.dense_layers, config.layers) if config.routing else config.layers
+    counts = {"attention": config.layers, "dense_ffn": dense, "moe_ffn": config.layers - dense}
+    return counts[key.name.split(".")[2]] if "{layer}" in key.hf else 1
 
 
 def _count(number: int) -> str:

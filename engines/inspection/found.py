@@ -1,6 +1,7 @@
 """What was found at a path: the summary, and what there is to verify of it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from exporter.plan import files
@@ -70,8 +71,7 @@ class Inspection:
     def _contents(self) -> Section:
         if not self.contents:
             return Section("holds", ())
-        base = len(self.path) + 1
-        names = [one.path[base:] for one in self.contents]
+        names = [str(Path(one.path).relative_to(self.path)) for one in self.contents]
         wide = max(INDENT - 4, *map(len, names))
         return Section("holds", tuple((f"  {name.ljust(wide)}  {one.line}",) for name, one in zip(names, self.contents, strict=True)), least=6)
 

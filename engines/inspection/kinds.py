@@ -60,6 +60,13 @@ def inspect(path: Path, verify: bool = False, quiet: bool = True) -> Inspection:
 
 def read(path: Path) -> Found:
     """What is at ``path``, and what there is to verify of it."""
+    try:
+        return _read(path)
+    except OverflowError as cause:  # JSON may hold numbers of any length
+        raise LoadError(f"{path} states numbers that nothing has: {cause}.", hint="It is damaged or was edited; make it anew.") from None
+
+
+def _read(path: Path) -> Found:
     if path.is_dir():
         reader = kind_of(path)
         return reader(path) if reader else builds.read(path, kind_of)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 WIDTH, HEIGHT = 80, 24
-INDENT = 17
-"""Where values begin, after two spaces and a name."""
+INDENT = 16
+"""Where values begin, after two spaces and a name: a sha256 just fits behind."""
 
 UNBROKEN = "\u00a0"
 """Stands for a space at which no line is broken, until lines are made."""
@@ -36,7 +36,7 @@ class Section:
 
 
 def entry(name: str, value: object, hang: int = 0, indent: int = INDENT) -> Entry:
-    """``  name           value``, wrapped under itself.
+    """``  name          value``, wrapped under itself.
 
     :param hang: how much further wrapped lines are set in.
     """

@@ -72,6 +72,8 @@ def open_ranks(path: Path) -> Ranks:
     kind = _kind(manifest) if manifest.is_file() else None
     if kind in RANK_KINDS:
         record = files.read_record(RANK_KINDS[kind], manifest)
+        if not 0 <= record.rank < record.plan.ranks:
+            raise LoadError(f"{manifest} is of a rank that its plan of {record.plan.ranks} ranks does not have.", hint="It was edited; make the rank anew.")
         return Ranks(path, folder.parent, {record.rank: record}, {record.rank: folder}, _summary(folder.parent, record), alone=True)
     first = next(iter(sorted(folder.glob(f"rank-*/{MANIFEST}"))), None)
     if first is None:
@@ -84,9 +86,9 @@ def open_ranks(path: Path) -> Ranks:
     return Ranks(path, folder, ranks, places, _summary(folder, next(iter(ranks.values()))), alone=False)
 
 
-def _kind(manifest: Path) -> Any:
+def _kind(manifest: Path) -> str:
     data = files.read_json(manifest)
-    return data.get("kind") if isinstance(data, dict) else type(data).__name__
+    return str(data.get("kind")) if isinstance(data, dict) else type(data).__name__
 
 
 def _summary(folder: Path, record: GraphsRank | EngineRank) -> RankSet | None:
@@ -215,7 +217,7 @@ def _inspection(ranks: Ranks, flaws: list[str], built_from: str | None) -> Inspe
         record=_record(ranks),
         ranks=tuple(_rank(record) for record in ranks.ranks.values()),
         lowerings=dict(Counter(f"{one.op} → {one.chosen}" for one in lowered)),
-        refusals=declined | {name: why for record in ranks.ranks.values() for name, why in getattr(record, "refusals", {}).items()},
+        refusals={name: why for record in ranks.ranks.values() for name, why in getattr(record, "refusals", {}).items()} | declined,
         notes=(*_notes(ranks), *flaws),
     )
 

@@ -52,6 +52,7 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if is_dataclass(kind):
         return _decode_record(kind, data, where)
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        _expect(abs(data) < 1 << 1023, data, "a number within a float's reach", where)
         return float(data)
     good = isinstance(data, kind) and not (kind is int and isinstance(data, bool))
     return _expect(good, data, kind.__name__, where)
