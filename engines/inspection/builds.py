@@ -23,20 +23,24 @@ def read(path: Path, kind_of: Callable[[Path], Reader | None]) -> Found:
     held = list(_held(path, kind_of, DEPTH))
     if not held:
         raise LoadError(f"{path} holds nothing that moetrt knows.", hint="Give a folder of graphs, engines, shards or a checkpoint, a calibration table or a report.")
+    if len(held) == 1:
+        return held[0][1](held[0][0])
     found = [_tried(one, reader) for one, reader in held]
-    if len(found) == 1 and not found[0].flaws:
-        return found[0]
-    names = {one.name for one, _ in held}
-    others = sorted(one.name for one in path.iterdir() if not one.name.startswith(".") and one.name not in names and not any(one in path_.parents for path_, _ in held))
+    others = _others(path, [one for one, _ in held])
     inspection = Inspection(
         path=str(path),
         kind="build",
         line=f"a folder of {len(found)}: {cut(dict.fromkeys(one.inspection.kind for one in found), 3)}",
         facts={"holds": f"{len(found)} things" + (f", and beside them {cut(others)}" if others else "")},
-        record=None,
         contents=tuple(one.inspection for one in found),
     )
     return Found(inspection, *(tuple(item for one in found for item in getattr(one, part)) for part in ("claims", "flaws", "unproven")))
+
+
+def _others(path: Path, held: list[Path]) -> list[str]:
+    """What lies beside: of pages, the data beside them are listed."""
+    covered = {*held, *(parent for one in held for parent in one.parents), *(one.with_suffix(".html") for one in held)}
+    return sorted(one.name for one in path.iterdir() if not one.name.startswith(".") and one not in covered)
 
 
 def _held(path: Path, kind_of: Callable[[Path], Reader | None], depth: int) -> Iterator[tuple[Path, Reader]]:

@@ -52,7 +52,7 @@ class Diff:
     right: str
     kinds: tuple[str, str]
     compared: tuple[str, ...]
-    """Fields that both sides have."""
+    """Fields that were held against each other."""
     differences: tuple[Difference, ...]
 
     @property

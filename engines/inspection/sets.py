@@ -275,6 +275,9 @@ def _facts(ranks: Ranks, built_from: str | None) -> dict[str, str]:
         facts["built from"] = f"{built_from or 'graphs that are not beside it'} ({record.graphs[:12]})"
     elif record.weights is None:
         facts["weights"] = "none: exported with --graphs-only"
+    if made and not ranks.alone and isinstance(record, GraphsRank):
+        reports = [name for name in ("report.json", "report.html") if (ranks.folder / name).is_file()]
+        facts["report"] = ", ".join(reports) or "none beside it"
     if ranks.summary and not ranks.alone:
         facts["text"] = ", ".join(ranks.summary.files) or "no tokenizer"
     return facts | {"tools": _tools(record.tools)}

@@ -1,6 +1,7 @@
 """Why a node became what it became: the rewrite that was taken, those that refused, those that were not asked."""
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -74,11 +75,11 @@ class Answer:
     def summary(self) -> str:
         total = sum(story.count for story in self.stories)
         head = [f"{self.path}: why {self.asked}, {total} node(s) {'built' if self.built else 'if built'} for {self.backend}"]
-        stories = [Section("", (story.lines(),), least=1) for story in self.stories]
-        standard = sorted(self.standard.items(), key=lambda one: -one[1])
+        stories = Section("", tuple(story.lines() for story in self.stories), where=" that fared otherwise: --json")
+        standard = Counter(self.standard).most_common()
         others = joined([*(f"{op} × {count}" for op, count in standard[:6]), *(["…"] if len(standard) > 6 else [])])
         kept = [section("standard", (f"{sum(self.standard.values())} operators that no rewrite is asked about: {others}",))] if standard else []
-        return fit(head, [*stories, *kept, section("note", self.notes)])
+        return fit(head, [stories, *kept, section("note", self.notes)])
 
 
 def explain(path: Path, asked: str, backend: str | None = None, fast: bool = False) -> Answer:
@@ -95,13 +96,10 @@ def explain(path: Path, asked: str, backend: str | None = None, fast: bool = Fal
         raise UsageError(f"{path} holds graphs, which are not lowered yet.", hint="Say for what backend they would be: --backend ort.")
     nodes = list(_recorded(ranks) if built else _would_become(ranks, backend, fast))
     found = _named(asked, nodes, str(path))
-    custom = [node for node in found if node.lowering]
-    standard: dict[str, int] = {}
-    for node in found:
-        if node.lowering is None:
-            standard[node.op] = standard.get(node.op, 0) + 1
-    notes = [] if built else list(_notes(ranks, backend))
-    return Answer(str(path), asked, ranks.first.backend if built else backend, built, tuple(_stories(custom)), standard, tuple(notes))
+    stories = _stories(node for node in found if node.lowering)
+    standard = Counter(node.op for node in found if node.lowering is None)
+    notes = () if built else tuple(_notes(ranks, backend))
+    return Answer(str(path), asked, ranks.first.backend if built else backend, built, tuple(stories), dict(standard), notes)
 
 
 def _recorded(ranks: Ranks) -> Iterator[Node]:

@@ -55,10 +55,3 @@ def build(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spoilable(build: Path, tmp_path: Path) -> Path:
     """A private copy of ``build``."""
     return Path(shutil.copytree(build, tmp_path / "build"))
-
-
-def flip(path: Path, at: int | None = None) -> None:
-    """One bit of one byte, in the middle where no place is given."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2 if at is None else at] ^= 1
-    path.write_bytes(data)

@@ -5,10 +5,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import flip
 
 from engines.inspection import inspect
 from exporter.errors import MoetrtError
+
+
+def flip(path: Path, at: int | None = None) -> None:
+    """One bit of one byte, in the middle where no place is given."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if at is None else at] ^= 1
+    path.write_bytes(data)
+
 
 FLIPPED = {
     "weights of a rank": ("graphs", "graphs/rank-01/weights.safetensors"),
