@@ -1,74 +1,18 @@
 """What quantising did, for people and for programs: ``report.html``, self-contained, and ``report.json`` with the same."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 from exporter.plan import files
+from exporter.plan.evidence import Quality, Report, Sensitivity, WeightError
 
 from .plots import bars, heat, spans
-from .table import Table
+
+__all__ = ["Quality", "Report", "Sensitivity", "WeightError", "render", "write_report"]
 
 SHOWN = 24
 """Bars in a plot: the worst; all stand in a table below."""
-
-
-@dataclass(frozen=True)
-class WeightError:
-    """Of one quantised tensor, over the ranks that hold parts of it."""
-
-    name: str
-    relative_l2: float
-    """‖w − dequantised‖ / ‖w‖."""
-    float_bytes: int
-    quantized_bytes: int
-    """Scales included."""
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """Of one segment, measured on held-out prompts."""
-
-    segment: str
-    kl: float
-    """Mean KL of the logits, in nats, with only this segment quantised."""
-    kept_float: bool
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Of the whole, on held-out prompts."""
-
-    tokens: int
-    float_perplexity: float
-    perplexity: float
-    kl: float
-    """Mean over tokens of KL(float‖quantised), in nats."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """``report.json``."""
-
-    scheme: str
-    model: str
-    smooth: float | None
-    table: Table | None
-    """After smoothing; None where no ranges were needed."""
-    weights: tuple[WeightError, ...]
-    activation_errors: dict[str, float]
-    """Weight → relative L2 error that its input's range costs, as its histogram predicts it; of experts, the worst one's."""
-    sensitivity: tuple[Sensitivity, ...]
-    """The worst first; empty where it was not measured."""
-    quality: Quality | None
-    float_bytes: int
-    """Weights files of all ranks, before."""
-    quantized_bytes: int
-    measured: str
-    """Digest of the held-out prompts and the budget: what was measured by equal ones is not measured again."""
-    kind: str = "quantization-report"
-    version: int = 1
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:

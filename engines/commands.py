@@ -80,18 +80,6 @@ def bench(threads: int | None, as_json: bool, **asked: Any) -> None:
     click.echo(json.dumps(seen.report()) if as_json else seen.summary())
 
 
-@click.command()
-@click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--verify", is_flag=True, help="Recompute every hash.")
-@options.json_output
-def inspect(path: Path, verify: bool, as_json: bool) -> None:
-    """Say what is in PATH: graphs, engines, or a checkpoint."""
-    from .inspection import inspect as look
-
-    found = look(path, verify)
-    click.echo(json.dumps(files.to_json(found)) if as_json else found.summary())
-
-
 @contextlib.contextmanager
 def _told(quiet: bool) -> Iterator[Progress]:
     """Progress of ranks as bars on stderr, where that is a terminal."""

@@ -31,7 +31,7 @@ COMMANDS = {
     "run": Entry("engines.commands:run", "Generate text with built engines."),
     "compare": Entry("engines.compare.command:compare", "Run two chains side by side; exit 3 where their outputs differ."),
     "bench": Entry("engines.commands:bench", "Measure engines: speed, load time, memory, share of the roofline."),
-    "inspect": Entry("engines.commands:inspect", "Say what is in a folder; check its hashes with --verify."),
+    "inspect": Entry("engines.inspection.commands:inspect", "Say what is in a folder or file: --verify, --why NODE, --diff OTHER."),
 }
 
 EXTRAS = {

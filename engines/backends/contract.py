@@ -60,3 +60,5 @@ class Backend:
     takes_compute_capabilities: bool = False
     substitutes: bool = False
     """Whether it has faster kernels that do not compute as written."""
+    derives: bool = False
+    """Whether it makes the tensors that rewrites derive from stored ones."""

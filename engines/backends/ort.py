@@ -163,5 +163,5 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-ORT = Backend(CPU, partial(tools, "ort"), partial(build, CPU), substitutes=True)
-ORT_CUDA = Backend(CUDA, partial(tools, "ort-cuda"), partial(build, CUDA), substitutes=True)
+ORT = Backend(CPU, partial(tools, "ort"), partial(build, CPU), substitutes=True, derives=True)
+ORT_CUDA = Backend(CUDA, partial(tools, "ort-cuda"), partial(build, CUDA), substitutes=True, derives=True)

@@ -52,6 +52,7 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if is_dataclass(kind):
         return _decode_record(kind, data, where)
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
+        _expect(abs(data) < 1 << 1023, data, "a number within a float's reach", where)
         return float(data)
     good = isinstance(data, kind) and not (kind is int and isinstance(data, bool))
     return _expect(good, data, kind.__name__, where)
@@ -90,7 +91,11 @@ def _decode_record(kind: type, data: Any, where: str) -> Any:
     if missing:
         raise LoadError(f"{where} lacks the field {missing[0]!r}.", hint="The file is damaged or of another version; make it anew.")
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in data.items()})
+    made = {name: _decode(hints[name], item, f"{where}.{name}") for name, item in data.items()}
+    try:
+        return kind(**made)
+    except MoetrtError as cause:  # the type's own check, which knows no file
+        raise LoadError(f"{where}: {cause.message}", cause.hint) from None
 
 
 def _expect(good: bool, data: Any, wanted: str, where: str) -> Any:
@@ -120,7 +125,7 @@ def read_json(path: Path, error: type[MoetrtError] = LoadError) -> Any:
         return json.loads(path.read_bytes())
     except OSError as cause:
         raise error(f"cannot read {path}: {cause.strerror}.") from cause
-    except (UnicodeDecodeError, json.JSONDecodeError) as cause:
+    except (ValueError, RecursionError) as cause:  # undecodable, malformed, numbers too long, nested too deep
         raise error(f"{path} is not valid JSON: {cause}.") from cause
 
 

@@ -217,6 +217,18 @@ def require_set(ranks: dict[int, Rank], folder: Path) -> None:
     """Refuse a set that lacks ranks or whose ranks were not made for each other."""
     if not ranks:
         raise LoadError(f"{folder} holds no finished rank (no rank-*/{MANIFEST}).", hint="Give the folder that `moetrt export` or `moetrt build` wrote.")
+    require_alike(ranks, folder)
+    first = next(iter(ranks.values()))
+    missing = sorted(set(range(first.plan.ranks)) - set(ranks))
+    if missing:
+        raise LoadError(
+            f"{folder} has {len(ranks)} of the {first.plan.ranks} ranks of its plan; {rank_folder(missing[0])} is missing or unfinished.",
+            hint=f"Make it with --rank {missing[0]}.",
+        )
+
+
+def require_alike(ranks: dict[int, Rank], folder: Path) -> None:
+    """Refuse ranks that were not made for each other."""
     first = next(iter(ranks.values()))
     for rank, record in ranks.items():
         for what, mine, other in _identity(record, first):
@@ -225,12 +237,6 @@ def require_set(ranks: dict[int, Rank], folder: Path) -> None:
                     f"{folder / rank_folder(rank)} is of another {what} than {rank_folder(first.rank)}: {_short(mine)}, not {_short(other)}.",
                     hint="Ranks of one set must come from one checkpoint and one plan; make the odd rank again with --rank.",
                 )
-    missing = sorted(set(range(first.plan.ranks)) - set(ranks))
-    if missing:
-        raise LoadError(
-            f"{folder} has {len(ranks)} of the {first.plan.ranks} ranks of its plan; {rank_folder(missing[0])} is missing or unfinished.",
-            hint=f"Make it with --rank {missing[0]}.",
-        )
 
 
 def _identity(record: Rank, first: Rank) -> Iterable[tuple[str, Any, Any]]:

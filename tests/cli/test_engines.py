@@ -109,7 +109,7 @@ REFUSED = {
     "compare: FP8 checkpoint as reference": (["compare", "{ort}", "{fp8}", "--prompts", "{tmp}/good.jsonl"], 1, "stored in FP8"),
     "compare: another vocabulary": (["compare", "{ort}", "{wide}", "--prompts", "{tmp}/good.jsonl"], 2, "vocabularies differ: 128 and 256"),
     "inspect: nothing of ours": (["inspect", "{tmp}"], 1, "holds nothing that moetrt knows"),
-    "inspect: a file": (["inspect", "{tmp}/good.jsonl"], 1, "is not a folder"),
+    "inspect: a file": (["inspect", "{tmp}/good.jsonl"], 1, "is neither a folder nor a file that moetrt knows"),
     "export: three ranks for four heads": (["export", "{model}", "--output", "{tmp}/out", "--tensor", "3"], 1, "--tensor"),
     "export: more stages than layers": (["export", "{model}", "--output", "{tmp}/out", "--pipeline", "9"], 1, "--pipeline"),
     "export: a rank that the plan does not have": (["export", "{model}", "--output", "{tmp}/out", "--tensor", "2", "--rank", "2"], 1, "rank 2 is not in a plan of 2 ranks"),

@@ -45,6 +45,12 @@ def test_plan_needs_nothing_heavy(model):
     assert json.loads(outcome.stdout)["legal"]
 
 
+def test_inspect_needs_nothing_heavy():
+    outcome = bare("inspect", "examples/tiny-v3", "--verify")
+    assert outcome.returncode == 0, outcome.stderr
+    assert "fingerprint" in outcome.stdout
+
+
 def test_what_does_need_a_library_says_how_to_get_it(tmp_path):
     outcome = bare("convert", "examples/tiny-v3", "--output", tmp_path / "made", "--dtype", "fp32")
     assert outcome.returncode == 1

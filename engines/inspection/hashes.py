@@ -1,0 +1,83 @@
+"""Every hash that a record states, recomputed; the first file that differs is named."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from exporter.errors import LoadError
+from exporter.plan import files
+from exporter.plan.manifest import MANIFEST, FileStamp
+
+CHUNK = 8 << 20
+"""Bytes hashed at a time."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A record says that a file has a hash."""
+
+    path: Path
+    sha256: str
+    by: Path
+    """The record."""
+    what: str
+    """What such files are, for the count of what was verified."""
+
+    @property
+    def bytes(self) -> int:
+        return self.path.stat().st_size
+
+
+def claims_of(folder: Path, stamps: dict[str, FileStamp], by: Path, what: str) -> list[Claim]:
+    return [Claim(folder / name, stamp.sha256, by, what) for name, stamp in stamps.items()]
+
+
+def verify(claims: Iterable[Claim], advance: Callable[[int], Any] = lambda count: None) -> Counter[str]:
+    """Read every file and hold it against what its record says.
+
+    A file that several records name, or that is there under several names (weights that engines share with their graphs), is read once.
+
+    :param advance: called with each number of bytes that were read.
+    :returns: what was verified → how many.
+    :raises LoadError: a file differs.
+    """
+    known: dict[tuple[int, int], str] = {}
+    done: Counter[str] = Counter()
+    for claim in claims:
+        seen = claim.path.stat()
+        same = (seen.st_dev, seen.st_ino)
+        if same in known:
+            advance(seen.st_size)
+        else:
+            known[same] = sha256_of(claim.path, advance)
+        if known[same] != claim.sha256:
+            raise LoadError(
+                f"{claim.path} does not have the sha256 that {claim.by} states: {known[same][:12]}, not {claim.sha256[:12]}.",
+                hint="The file was changed or made anew since; make again what is older.",
+            )
+        done[claim.what] += 1
+    return done
+
+
+def sha256_of(path: Path, advance: Callable[[int], Any] = lambda count: None) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+            advance(len(piece))
+    return digest.hexdigest()
+
+
+def stamped(path: Path) -> Claim | None:
+    """What a manifest beside a lone file says of it; None where there is none, or none that lists it."""
+    shard = path.name.removesuffix(path.suffix) + ".manifest.json"
+    for record in (path.parent / MANIFEST, path.parent / shard):
+        try:
+            stamps = files.read_json(record).get("files", {})
+            return Claim(path, stamps[path.name]["sha256"], record, "files")
+        except (LoadError, AttributeError, KeyError, TypeError):
+            continue
+    return None
