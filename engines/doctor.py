@@ -22,6 +22,8 @@ LIBRARIES = tuple(dict.fromkeys([*(name for names in NEEDED for name in names), 
 CPU_PROVIDER = "CPUExecutionProvider"
 WIDTH = 80
 """Cells of the terminal that the words are set for."""
+LONGEST = 160
+"""Letters of a library's own words that are shown; the JSON has all."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,13 @@ class Diagnosis:
             *_wrapped("cpu  ", f"{one.cpu}, {one.memory_bytes / 1e9:.1f} GB of memory"),
             *_wrapped("gpu  ", f"{gpus}; driver {nvidia.driver}" if gpus else f"none: {nvidia.problem}"),
             *_in_columns(self.libraries),
-            f"{'backend':14}{'builds':8}{'runs':6}because",
+            f"{'backend':13}{'builds':7}{'runs':5}because",
         ]
+        known = {(library.problem or "").rstrip(".") for library in self.libraries.values()} - {""}
         for name, able in self.backends.items():
-            begin = f"{name:14}{_yes(able.builds):8}{_yes(able.runs):6}"
-            told = [_wrapped(" " * len(begin), f"{one.problem}: {one.remedy}") for one in able.obstacles]
-            flat = [line for each in told for line in each] or [begin]
-            lines += [(begin + flat[0][len(begin) :]).rstrip(), *flat[1:]]
+            begin = f"{name:13}{_yes(able.builds):7}{_yes(able.runs):5}"
+            told = [line for one in able.obstacles for line in _reason(one, len(begin), known)] or [begin]
+            lines += [(begin + told[0][len(begin) :]).rstrip(), *told[1:]]
         return "\n".join([*lines, *(line for note in self.notes for line in _wrapped("note ", note))])
 
 
@@ -125,23 +127,24 @@ def _ability(backend: Backend, nvidia: Nvidia, libraries: Mapping[str, Library],
 def _obstacles(backend: Backend, nvidia: Nvidia, libraries: Mapping[str, Library], opens: Callable[[str], str | None]) -> Iterator[Obstacle]:
     able = backend.capabilities
     missing = [names for names in backend.libraries if not any(libraries[name].works for name in names)]
-    yield from (_library(able.extra, names, libraries) for names in missing)
+    yield from _missing(f"pip install 'moetrt[{able.extra}]'", missing, libraries)
     gpu = tuple(stage for stage, needs in (("build", backend.needs_gpu_to_build), ("run", able.needs_gpu_to_run)) if needs)
     if able.backend not in RUNNABLE:
-        yield Obstacle(("run",), "no session for its engines yet", f"run with --backend {' or '.join(RUNNABLE)}")
+        yield Obstacle(("run",), "no session for its engines yet", f"use {' or '.join(RUNNABLE)}")
         gpu = tuple(stage for stage in gpu if stage != "run")
     if gpu and not nvidia.gpus:
-        yield Obstacle(gpu, (nvidia.problem or "no GPU").partition(" (")[0], "an NVIDIA GPU is needed, in a container access to it")
+        yield Obstacle(gpu, (nvidia.problem or "no GPU").partition(" (")[0], "an NVIDIA GPU is needed")
     if backend.provider and ("onnxruntime",) not in missing:
         yield from _provider(backend, nvidia, libraries["onnxruntime"], opens)
 
 
-def _library(extra: str, names: tuple[str, ...], libraries: Mapping[str, Library]) -> Obstacle:
-    both, install = ("build", "run"), f"pip install 'moetrt[{extra}]'"
-    broken = next((name for name in names if libraries[name].problem != probe.ABSENT), None)
-    if broken is None:
-        return Obstacle(both, f"{' or '.join(names)} is not installed", install)
-    return Obstacle(both, f"{broken} cannot be imported: {libraries[broken].problem}".rstrip("."), f"{install} --force-reinstall")
+def _missing(install: str, missing: list[tuple[str, ...]], libraries: Mapping[str, Library]) -> Iterator[Obstacle]:
+    broken = [name for names in missing for name in names if libraries[name].problem != probe.ABSENT]
+    for name in broken:
+        yield Obstacle(("build", "run"), f"{name} cannot be imported: {libraries[name].problem}".rstrip("."), f"{install} --force-reinstall")
+    absent = [" or ".join(names) for names in missing if not set(names) & set(broken)]
+    if absent:
+        yield Obstacle(("build", "run"), f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed", install)
 
 
 def _provider(backend: Backend, nvidia: Nvidia, library: Library, opens: Callable[[str], str | None]) -> Iterator[Obstacle]:
@@ -165,6 +168,13 @@ def _said(gpu: Gpu) -> str:
     return f"{gpu.name}, {gpu.memory_bytes / 1e9:.0f} GB, compute capability {gpu.compute_capability}"
 
 
+def _reason(one: Obstacle, indent: int, known: set[str]) -> list[str]:
+    """Lines of one obstacle; the words of a library that were shown already are not shown again."""
+    head, _, words = one.problem.partition(": ")
+    problem = f"{head}, as above" if words in known else textwrap.shorten(one.problem, LONGEST)
+    return _wrapped(" " * indent, f"{problem}: {one.remedy}")
+
+
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
@@ -178,7 +188,7 @@ def _in_columns(libraries: Mapping[str, Library]) -> list[str]:
     """Versions two a line, then what cannot be imported; what is absent in one line."""
     cells = [f"{name:23}{one.version}" for name, one in libraries.items() if one.works]
     rows = [f"{left:40}{right}".rstrip() for left, right in zip(cells[::2], [*cells[1::2], ""], strict=False)]
-    broken = [line for name, one in libraries.items() if one.problem not in (None, probe.ABSENT) for line in _wrapped(f"{name:23}", one.problem)]
+    broken = {name: textwrap.shorten(one.problem, LONGEST) for name, one in libraries.items() if one.problem not in (None, probe.ABSENT)}
     spared = {name for names in NEEDED if any(libraries[name].works for name in names) for name in names}
     absent = ", ".join(name for name, one in libraries.items() if one.problem == probe.ABSENT and name not in spared)
-    return [*rows, *broken, *(_wrapped(f"{'not installed':23}", absent) if absent else [])]
+    return [*rows, *(line for name, why in broken.items() for line in _wrapped(f"{name:23}", why)), *(_wrapped(f"{'not installed':23}", absent) if absent else [])]

@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from rich.console import Console
+from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.table import Column
 from rich.text import Text
@@ -32,18 +34,36 @@ class Words(ProgressColumn):
         return Text(self.words(task), self.style)
 
 
+class Above(FileProxy):
+    """What is written here appears above the lines."""
+
+    # Without these two, click takes it for a broken stream and writes past it.
+    encoding = property(lambda self: self.rich_proxied_file.encoding)
+    errors = property(lambda self: self.rich_proxied_file.errors)
+
+
 class Lines:
-    """Lines on stderr, redrawn in place. What others write to ``sys.stderr`` meanwhile appears above them; stdout is left alone."""
+    """Lines on stderr, redrawn in place. What others write meanwhile to ``sys.stderr``, or to a stdout that is a terminal too,
+    appears above them; a stdout that is none is left alone."""
 
     def __init__(self) -> None:
         console = Console(file=sys.stderr, highlight=False)
-        self.drawn = Progress(*_columns(console.width), console=console, redirect_stdout=False)
+        self.drawn = Progress(*_columns(console.width), console=console, redirect_stdout=False, redirect_stderr=False)
+        self.redirected = ExitStack()
 
     def __enter__(self) -> "Lines":
         self.drawn.start()
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream.isatty():
+                above = Above(self.drawn.console, stream)
+                setattr(sys, name, above)
+                self.redirected.callback(setattr, sys, name, stream)
+                self.redirected.callback(above.flush)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.redirected.close()
         self.drawn.stop()
 
     def add(self, label: str, total: float, unit: str) -> TaskID:
@@ -102,4 +122,5 @@ def clock(seconds: float) -> str:
 
 
 def peak(task: Task) -> str:
-    return f"peak {(task.fields['peak'] or peak_memory()) / 1e9:.1f} GB"
+    held = task.fields["peak"] or peak_memory()
+    return f"peak {held / 1e9:.1f} GB" if held >= 1e9 else f"peak {held / 1e6:.0f} MB"
