@@ -3,6 +3,7 @@
 import os
 import platform
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ LIBRARIES = tuple(dict.fromkeys([*(name for names in NEEDED for name in names), 
 CPU_PROVIDER = "CPUExecutionProvider"
 WIDTH = 80
 """Cells of the terminal that the words are set for."""
-LONGEST = 160
+LONGEST = 120
 """Letters of a library's own words that are shown; the JSON has all."""
 
 
@@ -69,10 +70,10 @@ class Diagnosis:
     def summary(self) -> str:
         """In words, at most 80 cells wide."""
         one, nvidia = self.machine, self.nvidia
-        gpus = "; ".join(_said(gpu) for gpu in nvidia.gpus)
+        gpus = "; ".join((f"{count} × " if count > 1 else "") + _said(gpu) for gpu, count in Counter(nvidia.gpus).items())
         lines = [
             f"moetrt {one.moetrt}, Python {one.python}, {one.os}",
-            *_wrapped("cpu  ", f"{one.cpu}, {one.memory_bytes / 1e9:.1f} GB of memory"),
+            *_wrapped("cpu  ", f"{one.cpu}, {one.memory_bytes / 1e9:.0f} GB of memory"),
             *_wrapped("gpu  ", f"{gpus}; driver {nvidia.driver}" if gpus else f"none: {nvidia.problem}"),
             *_in_columns(self.libraries),
             f"{'backend':13}{'builds':7}{'runs':5}because",
@@ -141,7 +142,7 @@ def _obstacles(backend: Backend, nvidia: Nvidia, libraries: Mapping[str, Library
 def _missing(install: str, missing: list[tuple[str, ...]], libraries: Mapping[str, Library]) -> Iterator[Obstacle]:
     broken = [name for names in missing for name in names if libraries[name].problem != probe.ABSENT]
     for name in broken:
-        yield Obstacle(("build", "run"), f"{name} cannot be imported: {libraries[name].problem}".rstrip("."), f"{install} --force-reinstall")
+        yield Obstacle(("build", "run"), f"{name} cannot be imported: {libraries[name].problem}".rstrip("."), "reinstall it")
     absent = [" or ".join(names) for names in missing if not set(names) & set(broken)]
     if absent:
         yield Obstacle(("build", "run"), f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed", install)

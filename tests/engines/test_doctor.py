@@ -56,7 +56,11 @@ def test_either_of_two_names_of_a_library_will_do() -> None:
 def test_a_broken_library_says_why() -> None:
     broken = found(onnxruntime="ImportError: libcudart.so.12: cannot open shared object file")
     assert "onnxruntime cannot be imported: ImportError: libcudart.so.12: cannot open" in problems(broken, "ort")
-    assert "--force-reinstall" in problems(broken, "ort")
+    assert "onnxruntime cannot be imported, as above: reinstall it" in broken.summary()
+
+
+def test_gpus_that_are_alike_are_counted() -> None:
+    assert "8 × NVIDIA H200, 150 GB, compute capability 9.0; driver 580.1" in found(Nvidia("580.1", None, ONE_GPU.gpus * 8)).summary()
 
 
 def test_with_a_gpu_cuda_runs_if_its_session_opens() -> None:
