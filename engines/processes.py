@@ -8,7 +8,7 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -93,9 +93,23 @@ def _start(work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Connec
     context = multiprocessing.get_context("spawn")  # a copy of this process would hold its libraries' locks and threads
     mine, its = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(its, work, arguments, logs.level()), daemon=True)
-    process.start()
+    with _interrupts_ignored():
+        process.start()
     its.close()
     return mine, process
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A process that is started here is born deaf to Ctrl-C: its parent hears it too, and ends it; one of them speaks."""
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other thread decide
+        yield
+        return
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, heard)
 
 
 def _receive(pipe: Connection, rank: int, process: Any) -> Any:
@@ -117,8 +131,6 @@ def _pass_on(rank: int, message: Any, progress: RankProgress) -> None:
 
 
 def _child(pipe: Connection, work: Callable[..., Any], arguments: tuple[Any, ...], level: int) -> None:
-    # An interruption reaches the parent too, which ends this process: one of them speaks.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     teller = Teller(pipe)
     logs.forward(teller.send, level)
     with contextlib.suppress(BrokenPipeError):  # the parent ended

@@ -139,6 +139,7 @@ def read_record(kind: type[Record], path: Path) -> Record:
         raise LoadError(f"{path} is of kind {found!r}, where {name!r} is expected.")
     if data.get("version") != version:
         raise LoadError(f"{path} has version {data.get('version')!r}; this moetrt reads version {version}.", hint="Make it anew with this moetrt.")
+    log.debug("read %s: %s", path, name)
     return from_json(kind, data, str(path))
 
 
