@@ -22,7 +22,7 @@ def main() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from engines.bench.machine import peak_rss
+    from exporter.progress import peak_memory
 
     folder, dtype, work = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     torch.set_num_threads(work["threads"])
@@ -35,7 +35,7 @@ def main() -> None:
     chosen = {figure: max(kinds, key=lambda kind: tried[kind][figure]) for figure in tried[kinds[0]]}
     seen = {kind: measure(model, prompt, kind, work["new_tokens"], work["repeats"]) for kind in set(chosen.values())}
     figures = {figure: max(each[figure] for each in seen.values()) for figure in chosen}
-    print(json.dumps({"figures": figures | {"load_seconds": load_seconds, "peak_rss_bytes": peak_rss()}, "chosen": chosen}))
+    print(json.dumps({"figures": figures | {"load_seconds": load_seconds, "peak_rss_bytes": peak_memory()}, "chosen": chosen}))
 
 
 def measure(model: object, prompt: object, kind: tuple[str, str], new_tokens: int, repeats: int) -> dict[str, float]:

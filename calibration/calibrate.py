@@ -1,6 +1,7 @@
 """Prompts through portable graphs become a table of ranges, once every expert has seen enough tokens or is named."""
 
 import importlib.metadata
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from .observers import METHODS, Histogram, amax, relative_error
 from .table import ExpertRanges, Range, Table, read_table
 from .walk import batches
 
+log = logging.getLogger(__name__)
 COARSE = 64
 """Bins of a histogram in the table: enough to draw."""
 
@@ -140,6 +142,7 @@ def calibrate(request: CalibrationRequest, told: Told = lambda number, of, what:
     job = plan_calibration(request)
     ranks, rows, digest = job.ranks, job.rows, job.digest
     if job.there:
+        log.info("%s is kept: an equal request made it", request.output)
         _require_covered(request, job.there)
         return Calibration(request.output, job.there, kept=True)
     scratch = request.output.with_name(f".{request.output.name}.partial")
@@ -161,6 +164,7 @@ def _collect(job: Job, collection: Collection, told: Told) -> int:
     used, number = 0, 0
     while used < len(job.rows) and (not number or _lacking(job.request, collection)):
         chosen = job.rows[used : used + job.request.samples]
+        log.info("round %d: %d prompts of %d tokens%s", number, len(chosen), sum(map(len, chosen)), ", since experts lack tokens" if number else "")
         collection.run(number, batches(chosen, job.request.batch), lambda name, number=number: told(number, len(collection.parts), name))
         used, number = used + len(chosen), number + 1
     return used

@@ -1,6 +1,8 @@
 """Ranges of activations, segment by segment: resumable after each, in memory of one segment and the prompts' streams."""
 
+import logging
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx
 
+log = logging.getLogger(__name__)
 SPLIT_INPUTS = ("o", "down")
 """Linears whose input each rank holds a part of; the others' inputs are the same on all tensor ranks."""
 
@@ -167,9 +170,13 @@ class Collection:
         begin = state["segments"] if state.get("round") == number else len(self.parts) if state.get("round", -1) > number else 0
         if 0 < begin < len(self.parts):
             self._restore(given)
+        if begin:
+            log.info("round %d: %d of %d segments are in %s already, of an equal request", number, begin, len(self.parts), self.scratch)
         for index, part in enumerate(self.parts):
             if index >= begin:
+                began = time.perf_counter()
                 self._segment(number, index, part, given)
+                log.debug("round %d: %d prompts through %s in %.1f s", number, sum(len(batch.lengths) for batch in given), part.name, time.perf_counter() - began)
             advance(part.name)
 
     def _segment(self, number: int, index: int, part: Part, given: Sequence[Batch]) -> None:

@@ -1,5 +1,7 @@
 """Float graphs and a table become INT8 graphs of the same names, rank by rank; a finished rank is left alone."""
 
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,6 +25,9 @@ from .weights import Error, Weights, array_entry, float_entry, quantised_entries
 
 if TYPE_CHECKING:
     import numpy as np
+
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class QuantizeRequest:
@@ -181,7 +186,7 @@ def _digest(request: QuantizeRequest, table_hash: str | None, sensitivity: dict[
 
 def _quantize_rank(job: Job, rank: int, advance: Callable[[int], None], errors: dict[str, list]) -> None:
     request, decision, record = job.request, job.decision, job.ranks[rank]
-    source = request.graphs / records.rank_folder(record.rank)
+    source, began = request.graphs / records.rank_folder(record.rank), time.perf_counter()
     weights = Weights(source / record.weights)
     weights.factors = factors_of_weights(decision.factors, list(weights.infos))
     modes = {name: mode for name in weights.infos if segment_of(name) not in request.float_segments and (mode := input_mode(decision.scheme, name, request.quantises_head))}
@@ -193,6 +198,7 @@ def _quantize_rank(job: Job, rank: int, advance: Callable[[int], None], errors: 
         stamps = {file: _write_graph(insertion, source / file, folder / file) for file in {**record.segments.graphs, **record.whole.graphs}.values()}
         stamps[WEIGHTS] = write_entries(folder / WEIGHTS, entries, placed, advance)
         files.write_record(folder / records.MANIFEST, replace(record, quantization=_quantization(job, modes), weights=WEIGHTS, files=stamps, request=job.todo[rank]))
+    log.info("rank %d: %d of %d tensors quantised as %s in %.1f s", rank, len(modes), len(weights.infos), request.scheme, time.perf_counter() - began)
 
 
 def _dtype(precision: str) -> "np.dtype":

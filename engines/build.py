@@ -1,6 +1,7 @@
 """Portable graphs become one backend's engines, rank by rank; a rank that is finished is left alone."""
 
-from collections.abc import Callable
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,15 +11,15 @@ from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.config import ModelConfig
 from exporter.plan.manifest import EngineRank, FileStamp, GraphsRank
+from exporter.progress import RankProgress
 
-from .backends import load_backend
+from . import processes
+from .backends import find_backend, load_backend
 from .backends.contract import Backend, RankBuild, RankEngines
 
+log = logging.getLogger(__name__)
 USUAL_CONTEXT = 4096
 """Cache positions where none are asked for and the model has as many."""
-
-Progress = Callable[[int, str, float], None]
-"""Called with a rank, what is being worked on, and the part of it that is done, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,12 @@ class EngineRequest:
     compute_capabilities: tuple[str, ...] = ()
     fast: bool = False
     """Take kernels that round activations in their own way, where the backend has them."""
+    jobs: int = 1
+    """Ranks at a time, each in a process of its own; 1 builds in this process. The engines are the same."""
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        for name, value in (("--max-context", self.max_context), ("--max-batch", self.max_batch)):
+        for name, value in (("--max-context", self.max_context), ("--max-batch", self.max_batch), ("--jobs", self.jobs)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be 1 or more.")
 
@@ -64,8 +67,14 @@ class EngineReceipt:
         return f"{self.output}: {len(self.built)} rank(s) built for {self.backend}{kept}, {self.bytes / 1e6:.1f} MB"
 
 
-def build_engines(request: EngineRequest, progress: Progress = lambda rank, what, part: None) -> EngineReceipt:
+def silent(rank: int, what: str, part: float, peak: int | None = None) -> None:
+    """No progress."""
+
+
+def build_engines(request: EngineRequest, progress: RankProgress = silent) -> EngineReceipt:
     """Build the ranks that were asked for.
+
+    Several at a time start processes, so a script that calls this with ``jobs`` has to be guarded by ``if __name__ == "__main__"``.
 
     :raises MoetrtError: the graphs, the backend or the folder do not allow it; nothing half-built is left.
     """
@@ -83,9 +92,9 @@ def build_engines(request: EngineRequest, progress: Progress = lambda rank, what
     kept = tuple(rank for rank in ranks if rank not in todo)
     if request.dry_run:
         return EngineReceipt(request.output, request.backend, tuple(todo), kept, 0, dry_run=True)
-    total = sum(_build_rank(request, backend, ranks[rank], wanted[rank], progress) for rank in todo)
+    sizes = _build_ranks(request, {rank: (ranks[rank], wanted[rank]) for rank in todo}, progress)
     records.write_set("engines", EngineRank, request.output, records.share_text(request.graphs, request.output))
-    return EngineReceipt(request.output, request.backend, tuple(todo), kept, total)
+    return EngineReceipt(request.output, request.backend, tuple(todo), kept, sum(sizes.values()))
 
 
 def _require_buildable(request: EngineRequest, backend: Backend, record: GraphsRank) -> None:
@@ -137,8 +146,20 @@ def _graphs_hash(request: EngineRequest, rank: int) -> str:
     return files.sha256_file(records.rank_manifest(request.graphs, rank))
 
 
-def _build_rank(request: EngineRequest, backend: Backend, record: GraphsRank, digest: str, progress: Progress) -> int:
-    """:returns: bytes of the rank's files."""
+def _build_ranks(request: EngineRequest, todo: dict[int, tuple[GraphsRank, str]], progress: RankProgress) -> dict[int, int]:
+    """:returns: rank → bytes of its files."""
+    if min(request.jobs, len(todo)) < 2:
+        return {rank: build_rank(request, *job, progress) for rank, job in todo.items()}
+    try:
+        return processes.side_by_side(build_rank, {rank: (request, *job) for rank, job in todo.items()}, request.jobs, progress)
+    finally:  # a process that was ended could not tidy up
+        for rank in todo:
+            files.drop_partial(request.output / records.rank_folder(rank))
+
+
+def build_rank(request: EngineRequest, record: GraphsRank, digest: str, progress: RankProgress) -> int:
+    """One rank, whole or not at all. :returns: bytes of its files."""
+    backend, began = find_backend(request.backend), time.perf_counter()
     with files.whole_folder(request.output / records.rank_folder(record.rank)) as folder:
         job = RankBuild(
             source=request.graphs / records.rank_folder(record.rank),
@@ -154,7 +175,9 @@ def _build_rank(request: EngineRequest, backend: Backend, record: GraphsRank, di
         stamps = {path.name: made.stamps.get(path.name) or records.stamp(path) for path in sorted(folder.iterdir())}
         files.write_record(folder / records.MANIFEST, _manifest(request, backend, record, made, stamps, digest))
     progress(record.rank, "done", 1.0)
-    return sum(stamp.bytes for stamp in stamps.values())
+    size = sum(stamp.bytes for stamp in stamps.values())
+    log.info("rank %d: built for %s in %.1f s, %d files of %.1f MB", record.rank, request.backend, time.perf_counter() - began, len(stamps), size / 1e6)
+    return size
 
 
 def _manifest(

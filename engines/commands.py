@@ -1,21 +1,17 @@
 """Commands about engines: each parses and reports; the library works."""
 
-import contextlib
 import json
-import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from exporter import options
+from exporter import options, progress
 from exporter.plan import files
-from exporter.progress import bar
 
 from .backends import BACKENDS
-from .build import EngineRequest, Progress, build_engines
+from .build import EngineRequest, build_engines
 from .runtime.loading import load
 
 
@@ -27,13 +23,15 @@ from .runtime.loading import load
 @click.option("--max-batch", type=click.IntRange(1), default=4, show_default=True, metavar="ROWS", help="Rows at a time.")
 @click.option("--compute-capability", "compute_capabilities", multiple=True, metavar="X.Y", help="GPU generation to compile for, such as 8.9; may be repeated.  [default: the library's]")
 @click.option("--fast", is_flag=True, help="Take kernels that round activations in their own way; the manifest says so.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="RANKS", help="Ranks to build at a time, a process each; memory is needed for as many.")
 @options.rank
 @options.dry_run
 @options.quiet
 def build(graphs: Path, output: Path, quiet: bool, **asked: object) -> None:
     """Build engines from GRAPHS, one folder per rank, and write a manifest beside each."""
-    with _told(quiet) as progress:
-        receipt = build_engines(EngineRequest(graphs, output=output, **asked), progress)
+    request = EngineRequest(graphs, output=output, **asked)
+    with progress.ranks(quiet) as told:
+        receipt = build_engines(request, told)
     click.echo(receipt.summary())
 
 
@@ -69,30 +67,28 @@ def run(engines: Path, prompt: str | None, token_ids: str | None, stream: bool, 
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, metavar="ROWS", help="Rows side by side.")
 @click.option("--threads", type=click.IntRange(1), default=None, metavar="THREADS", help="Threads in all; ranks share them.  [default: the cores]")
 @options.json_output
-def bench(threads: int | None, as_json: bool, **asked: Any) -> None:
+@options.quiet
+def bench(threads: int | None, as_json: bool, quiet: bool, **asked: Any) -> None:
     """Measure ENGINES in a process of their own: speed, load time, memory, share of the roofline."""
     from .bench.bench import BenchRequest
     from .bench.bench import bench as run_bench
 
     request = BenchRequest(threads=threads or 0, **asked)
-    with bar("measuring", request.repeats + 1, bytes=False) as advance:
+    with progress.bar("measuring", request.repeats + 1, quiet, bytes=False) as advance:
         seen = run_bench(request, advance)
     click.echo(json.dumps(seen.report()) if as_json else seen.summary())
 
 
-@contextlib.contextmanager
-def _told(quiet: bool) -> Iterator[Progress]:
-    """Progress of ranks as bars on stderr, where that is a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda rank, what, part: None
-        return
-    with contextlib.ExitStack() as stack:
-        bars: dict[int, Any] = {}
+@click.command()
+@options.json_output
+@options.quiet
+def doctor(as_json: bool, quiet: bool) -> None:
+    """Say what is installed here, which backends build and run, and what keeps the others from it.
 
-        def show(rank: int, what: str, part: float) -> None:
-            if rank not in bars:
-                stack.close()
-                bars[rank] = stack.enter_context(click.progressbar(length=1000, label=f"rank {rank}", file=sys.stderr, item_show_func=lambda text: text))
-            bars[rank].update(max(0, round(part * 1000) - bars[rank].pos), what)
+    Each library is imported in a process of its own, so that a broken one is named rather than met. Exit 0, whatever is found.
+    """
+    from .doctor import LIBRARIES, diagnose
 
-        yield show
+    with progress.bar("looking", len(LIBRARIES), quiet, bytes=False) as advance:
+        found = diagnose(advance)
+    click.echo(json.dumps(files.to_json(found)) if as_json else found.summary())

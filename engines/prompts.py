@@ -1,6 +1,7 @@
 """Prompt files: plain text, or JSON lines with text, messages or token ids."""
 
 import json
+import logging
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from exporter.errors import RunError, UsageError
 
 from .runtime.text import Text
 
+log = logging.getLogger(__name__)
 OpenText = Callable[[], Text]
 """Opens the tokenizer; called once at most, and only where there is text."""
 
@@ -32,6 +34,7 @@ def read_prompts(path: Path, open_text: OpenText, limit: int | None = None) -> l
     found = [read(line, f"{path}:{number}", text) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise UsageError(f"{path} holds no prompt.")
+    log.info("read %s: %d prompts of %d tokens", path, len(found), sum(map(len, found)))
     return found[:limit]
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
-from . import __version__
+from . import __version__, options
 from .errors import MoetrtError
 
 
@@ -32,6 +33,7 @@ COMMANDS = {
     "compare": Entry("engines.compare.command:compare", "Run two chains side by side; exit 3 where their outputs differ."),
     "bench": Entry("engines.commands:bench", "Measure engines: speed, load time, memory, share of the roofline."),
     "inspect": Entry("engines.inspection.commands:inspect", "Say what is in a folder or file: --verify, --why NODE, --diff OTHER."),
+    "doctor": Entry("engines.commands:doctor", "Say what works on this machine, and why the rest does not."),
 }
 
 EXTRAS = {
@@ -62,7 +64,15 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         module, function = COMMANDS[name].target.split(":")
-        return getattr(importlib.import_module(module), function)
+        command = getattr(importlib.import_module(module), function)
+        if options.verbose not in command.params:
+            command.params.append(options.verbose)
+        return command
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names from the table: the Tab key imports no command to offer it."""
+        names = [CompletionItem(name, help=entry.help) for name, entry in COMMANDS.items() if name.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, context, incomplete)
 
     def resolve_command(self, context: click.Context, arguments: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
@@ -81,6 +91,9 @@ def cli() -> None:
 
     Exit codes: 0 done, 1 refused, 2 wrong use, 3 outputs differ.
     """
+
+
+cli.params.append(options.verbose)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

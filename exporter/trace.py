@@ -8,6 +8,7 @@ import ast
 import contextlib
 import io
 import logging
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
+log = logging.getLogger(__name__)
 WEIGHTS = "weights.safetensors"
 
 
@@ -64,10 +66,12 @@ def trace(key: TemplateKey) -> "onnx.ModelProto":
     """
     from onnx_ir import serde
 
+    began = time.perf_counter()
     with _quiet():
         model = _export(key)
         _optimise(model)
     _tidy(model)
+    log.debug("traced the template %s in %.1f s", key.kind, time.perf_counter() - began)
     return serde.serialize_model(model)
 
 

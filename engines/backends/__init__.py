@@ -1,11 +1,14 @@
 """Engine backends by name. Looking one up needs nothing installed; loading one explains what is missing."""
 
+import logging
+
 from exporter.errors import UsageError
 
 from .contract import Backend
 from .ort import ORT, ORT_CUDA
 from .tensorrt import TENSORRT, TENSORRT_RTX
 
+log = logging.getLogger(__name__)
 BACKENDS: dict[str, Backend] = {backend.capabilities.backend: backend for backend in (ORT, ORT_CUDA, TENSORRT, TENSORRT_RTX)}
 
 
@@ -21,5 +24,5 @@ def load_backend(name: str) -> Backend:
     :raises BuildError: a library cannot be imported; the message says what to install.
     """
     backend = find_backend(name)
-    backend.tools()
+    log.info("backend %s: %s", name, ", ".join(f"{library} {version}" for library, version in backend.tools().items()))
     return backend

@@ -62,3 +62,8 @@ class Backend:
     """Whether it has faster kernels that do not compute as written."""
     derives: bool = False
     """Whether it makes the tensors that rewrites derive from stored ones."""
+    libraries: tuple[tuple[str, ...], ...] = ()
+    """What it imports to build and to run; of several names in one place the first that works."""
+    needs_gpu_to_build: bool = False
+    provider: str | None = None
+    """ONNX Runtime's execution provider, where that is what runs the engines."""

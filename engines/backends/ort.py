@@ -3,14 +3,15 @@
 import importlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.layout import Placed
 from exporter.checkpoint.reader import stored_array
-from exporter.checkpoint.writer import Entry, layout_of, write_entries
+from exporter.checkpoint.writer import Entry, bytes_of, layout_of, write_entries
 from exporter.errors import BuildError
 from exporter.lowering import Derived, lower
 from exporter.lowering.shapes import shapes_from_inputs
@@ -48,6 +49,9 @@ CUDA = Capabilities(
     extra="ort-cuda",
     kernel_dtypes={f"com.microsoft.{kernel}": frozenset({"fp16"}) for kernel in ("QMoE", "MatMulNBits")},
 )
+LIBRARIES = ("onnx", "onnxruntime")
+PHASE = 1 / 3
+"""What lowering the graphs, packing the weights and opening the engines each count for in a rank's progress."""
 DERIVED = "lowered.safetensors"
 """Weights in the order that ONNX Runtime's kernels want, beside the portable ones."""
 CUDA_OPTIONS = {"use_tf32": "0"}
@@ -65,12 +69,12 @@ of 8 bits a kernel that is some thirty times as slow in float32; experts, nearly
 
 
 def tools(backend: str) -> dict[str, str]:
-    for name in ("onnx", "onnxruntime"):
+    for name in LIBRARIES:
         try:
             importlib.import_module(name)
         except ImportError as cause:
             raise BuildError(f"the backend {backend} needs {name}, which cannot be imported: {cause}.", hint=f"pip install 'moetrt[{backend}]'") from cause
-    return {name: importlib.import_module(name).__version__ for name in ("onnx", "onnxruntime")}
+    return {name: importlib.import_module(name).__version__ for name in LIBRARIES}
 
 
 def build(able: Capabilities, request: RankBuild) -> RankEngines:
@@ -81,13 +85,17 @@ def build(able: Capabilities, request: RankBuild) -> RankEngines:
     name, record = request.record.weights, request.record
     _link(request.source / name, request.folder / name)
     stamps, derived = {name: record.files[name]}, {}
-    made = [lower(onnx.load(request.source / file, load_external_data=False), able, derived, request.fast) for file in assembly.graphs.values()]
+    made = []
+    for launch, file in assembly.graphs.items():
+        request.progress(launch, len(made) / len(assembly.graphs) * PHASE)
+        made.append(lower(onnx.load(request.source / file, load_external_data=False), able, derived, request.fast))
     graphs, places = [lowered for lowered, _ in made], {}
     if derived:
-        places, stamps[DERIVED] = write_derived(request.folder / name, request.folder / DERIVED, derived)
+        packed = partial(request.progress, "packing weights")
+        places, stamps[DERIVED] = write_derived(request.folder / name, request.folder / DERIVED, derived, lambda part: packed(PHASE * (1 + part)))
     opens = able.backend == "ort" or CUDA_PROVIDER in _providers()
     for number, ((launch, file), graph) in enumerate(zip(assembly.graphs.items(), graphs, strict=True)):
-        request.progress(launch, number / len(made))
+        request.progress(launch, PHASE * (2 + number / len(made)))
         _write_graph(graph, places, request.folder / file, able)
         if opens:
             _try_open(request.folder / file, providers_of(OPTIONS[able.backend]))
@@ -118,11 +126,20 @@ def _is_weights_alone(record: GraphsRank) -> bool:
     return made is not None and bool(made.weights) and not made.rounds_activations
 
 
-def write_derived(weights: Path, target: Path, derived: dict[str, Derived]) -> tuple[dict[str, Placed], FileStamp]:
+def write_derived(
+    weights: Path, target: Path, derived: dict[str, Derived], progress: Callable[[float], None] = lambda part: None
+) -> tuple[dict[str, Placed], FileStamp]:
     """Make the tensors that kernels want in another order, an expert at a time. :returns: their places in ``target``, and its stamp."""
     entries = [Entry(one.name, one.dtype, one.shape, partial(_pieces, weights, one)) for one in derived.values()]
-    placed = layout_of(entries)
-    stamp = write_entries(target, entries, placed)
+    entries = [replace(entry, source_bytes=bytes_of(entry)) for entry in entries]
+    placed, total, done = layout_of(entries), sum(entry.source_bytes for entry in entries), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done / total)
+
+    stamp = write_entries(target, entries, placed, advance)
     return {place.name: place for place in placed.tensors}, stamp
 
 
@@ -163,5 +180,10 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-ORT = Backend(CPU, partial(tools, "ort"), partial(build, CPU), substitutes=True, derives=True)
-ORT_CUDA = Backend(CUDA, partial(tools, "ort-cuda"), partial(build, CUDA), substitutes=True, derives=True)
+def _backend(able: Capabilities, provider: str) -> Backend:
+    name, libraries = able.backend, tuple((library,) for library in LIBRARIES)
+    return Backend(able, partial(tools, name), partial(build, able), substitutes=True, derives=True, libraries=libraries, provider=provider)
+
+
+ORT = _backend(CPU, "CPUExecutionProvider")
+ORT_CUDA = _backend(CUDA, CUDA_PROVIDER)

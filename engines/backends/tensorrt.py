@@ -283,7 +283,8 @@ def _with_context(signature: Signature, max_context: int) -> Signature:
 def _backend(capabilities: Capabilities) -> Backend:
     name = capabilities.backend
     made: Callable[..., Any] = partial(build, name)
-    return Backend(capabilities, partial(tools, name), made, takes_compute_capabilities=True)
+    libraries = (MODULES[name], ("onnx",))
+    return Backend(capabilities, partial(tools, name), made, takes_compute_capabilities=True, libraries=libraries, needs_gpu_to_build=name == TENSORRT_CAPABILITIES.backend)
 
 
 TENSORRT = _backend(TENSORRT_CAPABILITIES)

@@ -1,6 +1,7 @@
 """What ``moetrt bench`` does: one engine set in a process of its own, timed, weighed, and held against memory's bandwidth."""
 
 import json
+import logging
 import os
 import statistics
 import subprocess
@@ -16,9 +17,10 @@ from exporter.plan import files
 
 from ..runtime.loading import read_set
 
+log = logging.getLogger(__name__)
 ROOT = Path(__file__).parents[2]
 RAN = "ran"
-"""What the measuring process prints after each run; last comes its answer."""
+"""What the measuring process prints after each run, with its peak memory in bytes; last comes its answer."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,10 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
-def bench(request: BenchRequest, advance: Callable[[int], None] = lambda count: None) -> Measured:
+def bench(request: BenchRequest, advance: Callable[[int, int], None] = lambda count, peak: None) -> Measured:
     """Measure in a new process, so that load time and peak memory are the engines' own.
 
-    :param advance: called with 1 after each of the ``repeats`` and one runs.
+    :param advance: called with 1 and the process's peak memory after each of the ``repeats`` and one runs.
     :raises MoetrtError: the engines do not load here, or do not serve the request.
     """
     read_set(Path(request.engines))
@@ -156,9 +158,10 @@ def bench(request: BenchRequest, advance: Callable[[int], None] = lambda count: 
             stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | {"PYTHONPATH": paths},
         ) as child,
     ):  # fmt: skip
+        log.info("measuring %s in process %d", request.engines, child.pid)
         for line in child.stdout:
-            if line.strip() == RAN:
-                advance(1)
+            if line.startswith(RAN):
+                advance(1, int(line.split()[1]))
             else:
                 answer = line
         if child.wait() or answer is None:

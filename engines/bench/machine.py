@@ -33,17 +33,3 @@ def versions(packages: Iterable[str] = ("numpy", "onnxruntime")) -> dict[str, st
 
 def today() -> str:
     return datetime.date.today().isoformat()
-
-
-def peak_rss() -> int:
-    """The most bytes that this process ever held, mapped pages included.
-
-    ``ru_maxrss`` would also count the parent's, before the program of this process was loaded.
-    """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -1,4 +1,4 @@
-"""The process that measures: a request as JSON in, a line for each run and then what it saw as JSON on stdout."""
+"""The process that measures: a request as JSON in, a line for each run (with its peak memory so far) and then what it saw as JSON on stdout."""
 
 import json
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from exporter.errors import MoetrtError
 from exporter.plan import files
+from exporter.progress import peak_memory
 
 from ..runtime.cache import cache_length
 from ..runtime.chain import Chain
@@ -15,7 +16,7 @@ from ..runtime.session import onnxruntime
 from .bandwidth import read_bandwidth
 from .bench import RAN, BenchRequest, Measured, spread
 from .footprint import assembly_of, cache_bytes, read_footprint, step_bytes
-from .machine import cpu, peak_rss, today, versions
+from .machine import cpu, today, versions
 
 
 def measure(request: BenchRequest) -> Measured:
@@ -27,7 +28,7 @@ def measure(request: BenchRequest) -> Measured:
         prompts = random_prompts(request, chain.config.vocab)
         runs = [times_of(chain, prompts, request.new_tokens) for _ in range(request.repeats + 1)]
         context = cache_length(request.prompt_tokens + request.new_tokens, chain.max_context)
-        peak = peak_rss()
+        peak = peak_memory()
         footprint = read_footprint(Path(request.engines), chain.records)
         cache = sum(cache_bytes(assembly_of(record), request.batch, context) for record in chain.records.values())
         arithmetic, ranks = chain.arithmetic, len(chain.records)
@@ -67,7 +68,7 @@ def times_of(chain: Chain, prompts: list[list[int]], new_tokens: int) -> list[fl
     """Seconds to the first token of all rows, then of each step after it."""
     times = [time.perf_counter()]
     times += [time.perf_counter() for _ in chain.stream_batch(prompts, new_tokens, ignore_eos=True)]
-    print(RAN, flush=True)
+    print(RAN, peak_memory(), flush=True)
     return [after - before for before, after in zip(times, times[1:], strict=False)]
 
 

@@ -1,6 +1,8 @@
 """A folder becomes a chain, after it has been found whole and of one make."""
 
+import logging
 import os
+import time
 from pathlib import Path
 
 from exporter.errors import LoadError
@@ -11,6 +13,7 @@ from exporter.plan.manifest import EngineRank, GraphsRank
 from .chain import Chain, RankRunner
 from .session import AS_WRITTEN
 
+log = logging.getLogger(__name__)
 RUNNABLE = ("ort", "ort-cuda")
 """Backends whose engines this runtime can run."""
 
@@ -24,14 +27,18 @@ def load(path: str | Path, verify: bool = False, threads: int | None = None, joi
         rank computes from its own files alone, as it would on a machine of its own.
     :raises LoadError: ranks are missing, damaged or not made for each other, or the backend does not run here.
     """
-    folder = Path(path)
+    folder, began = Path(path), time.perf_counter()
     ranks = read_set(folder)
     for rank, record in ranks.items():
         records.check_files(folder / records.rank_folder(rank), record.files, verify)
     cores = threads or os.cpu_count() or 1
     runners = {rank: _runner(folder / records.rank_folder(rank), record, cores) for rank, record in sorted(ranks.items())}
     first = ranks[0]
-    return Chain(folder, ranks, runners, first.max_context if isinstance(first, EngineRank) else first.config.positions, joined)
+    chain = Chain(folder, ranks, runners, first.max_context if isinstance(first, EngineRank) else first.config.positions, joined)
+    backend = first.backend if isinstance(first, EngineRank) else "portable graphs"
+    how = "joined into one graph" if chain.joined else "each on its own"
+    log.info("opened %s: %d rank(s) of %s, %s, in %.2f s", folder, len(ranks), backend, how, time.perf_counter() - began)
+    return chain
 
 
 def read_set(folder: Path) -> dict[int, EngineRank] | dict[int, GraphsRank]:

@@ -1,5 +1,7 @@
 """One graph of one rank, opened on ONNX Runtime: values in by name, values out by name, caches in place."""
 
+import logging
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from exporter.plan.signature import Signature
 if TYPE_CHECKING:
     import numpy as np
 
+log = logging.getLogger(__name__)
 AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Session configuration: weight-only products compute in float32 rather than with activations of their own quantisation."""
 KEPT = 8
@@ -132,10 +135,13 @@ def _open(ort: Any, path: Path | bytes, threads: int, options: dict[str, Any]) -
         made.add_session_config_entry(key, str(value))
     if wanted == CUDA:
         ort.preload_dlls()
+    began = time.perf_counter()
     try:
-        return ort.InferenceSession(path if isinstance(path, bytes) else str(path), made, providers=providers)
+        opened = ort.InferenceSession(path if isinstance(path, bytes) else str(path), made, providers=providers)
     except Exception as cause:  # ONNX Runtime's exceptions share no base of their own
         raise LoadError(f"ONNX Runtime cannot open {'a graph' if isinstance(path, bytes) else path}: {cause}", hint="bf16 graphs build for TensorRT; on a CPU export with --precision fp32.") from cause
+    log.debug("opened %s on %s with %d thread(s) in %.2f s", "a graph in memory" if isinstance(path, bytes) else path, wanted, threads, time.perf_counter() - began)
+    return opened
 
 
 def value_of(array: "np.ndarray") -> Any:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import logging
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -20,6 +22,7 @@ from .layout import ITEM_BYTES
 if TYPE_CHECKING:
     import numpy as np
 
+log = logging.getLogger(__name__)
 SAMPLE = 2048
 """Bytes at each end of a tensor that go into the fingerprint."""
 HEADER_LIMIT = 100_000_000
@@ -213,6 +216,7 @@ def _read_headers(folder: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{folder} lacks {_some(missing)}: {INDEX} names them.", hint="Download them; no tensor is made up.")
     if not paths:
         raise CheckpointError(f"{folder} has no *.safetensors files.", hint="Give the folder of a Hugging Face checkpoint; `export --graphs-only` needs config.json alone.")
+    began = time.perf_counter()
     found: dict[str, TensorInfo] = {}
     for path in paths:
         for name, info in read_header(path).items():
@@ -222,6 +226,8 @@ def _read_headers(folder: Path) -> dict[str, TensorInfo]:
     stray = sorted(name for name, file in index.items() if name not in found or found[name].file.name != file)
     if stray:
         raise CheckpointError(f"{folder / INDEX} places {_some(stray)} in {index[stray[0]]}, which does not hold it.", hint="Index and files are of different downloads.")
+    total = sum(info.bytes for info in found.values())
+    log.info("read the headers of %s: %d tensors in %d files, %.1f MB, in %.2f s", folder, len(found), len(paths), total / 1e6, time.perf_counter() - began)
     return found
 
 

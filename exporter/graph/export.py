@@ -2,6 +2,8 @@
 
 import hashlib
 import importlib.metadata
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,8 @@ from ..plan.parallel import Plan, shard
 from ..trace import WEIGHTS
 from .assemble import WHOLE, RankGraphs, RankJob, assemble, finish
 from .weights_file import write_weights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -114,12 +118,15 @@ def _export_rank(request: ExportRequest, origin: Origin, rank: int, advance: Cal
     config, part = origin.model.config, shard(origin.model.config, request.plan, rank)
     tensors = stored_tensors(config, part, request.precision)
     layout = weights_layout(tensors)
+    began = time.perf_counter()
     graphs = assemble(RankJob(config, request.plan, part, request.precision, request.attention, layout))
+    log.info("rank %d: %d segments traced and put together in %.1f s", rank, len(graphs.pieces), time.perf_counter() - began)
     with files.whole_folder(request.output / records.rank_folder(rank)) as partial:
         stamps = _write_graphs(partial, graphs, _metadata(request, origin, rank))
         if origin.source:
             stamps[WEIGHTS] = write_weights(partial / WEIGHTS, tensors, layout, origin.source, config, advance)
         files.write_record(partial / records.MANIFEST, _manifest(request, origin, rank, graphs, stamps))
+    log.info("rank %d: exported in %.1f s", rank, time.perf_counter() - began)
 
 
 def _digest(request: ExportRequest, origin: Origin, rank: int) -> str:

@@ -4,6 +4,8 @@ For each custom op, and each product with a quantised matrix, the first rewrite 
 engine's manifest keeps.
 """
 
+import logging
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from ..errors import BuildError
@@ -24,6 +26,7 @@ from .router_ort import ROUTER_ORT
 if TYPE_CHECKING:
     import onnx
 
+log = logging.getLogger(__name__)
 __all__ = ["LOWERINGS", "Context", "Derived", "Lowerer", "Refusal", "Replacement", "lower"]
 
 LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
@@ -63,12 +66,23 @@ def lower(
         for one in replacement.derived:
             derived[one.name] = one
         graph.node.extend(_numbered(made, names) for made in replacement.nodes)
+    _tell(model.graph.name, capabilities.backend, records)
     _drop_dead(graph)
     _drop_sources(graph, derived or {})
     opsets = {entry.domain: entry.version for entry in model.opset_import if entry.domain != DOMAIN} | domains
     for domain, version in opsets.items():
         lowered.opset_import.add(domain=domain, version=version)
     return lowered, tuple(records)
+
+
+def _tell(graph: str, backend: str, records: list[Lowering]) -> None:
+    """For each op and rewrite how many nodes, and what the rewrites before it said."""
+    if not log.isEnabledFor(logging.DEBUG):
+        return
+    for (op, chosen), count in Counter((one.op, one.chosen) for one in records).items():
+        refused = {name: reason for one in records if (one.op, one.chosen) == (op, chosen) for name, reason in one.refused.items()}
+        declined = "".join(f"; {name} declined: {reason}" for name, reason in refused.items())
+        log.debug("%s for %s: %s → %s × %d%s", graph, backend, op, chosen, count, declined)
 
 
 def _drop_dead(graph: "onnx.GraphProto") -> None:

@@ -3,8 +3,11 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import re
 import shutil
+import time
 import types
 import typing
 from collections.abc import Iterator
@@ -14,7 +17,10 @@ from typing import Any, BinaryIO, TypeVar
 
 from ..errors import ExportError, LoadError, MoetrtError
 
+log = logging.getLogger(__name__)
 Record = TypeVar("Record")
+LARGE = 1 << 20
+"""Bytes from which the writing of a file is worth a message."""
 
 
 def to_json(value: Any) -> Any:
@@ -138,6 +144,7 @@ def read_record(kind: type[Record], path: Path) -> Record:
         raise LoadError(f"{path} is of kind {found!r}, where {name!r} is expected.")
     if data.get("version") != version:
         raise LoadError(f"{path} has version {data.get('version')!r}; this moetrt reads version {version}.", hint="Make it anew with this moetrt.")
+    log.debug("read %s: %s", path, name)
     return from_json(kind, data, str(path))
 
 
@@ -149,16 +156,26 @@ def _unwritable(path: Path, cause: OSError) -> ExportError:
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under ``path`` only when the block ends well; nothing is left otherwise."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial, began = path.with_name(f".{path.name}.{os.getpid()}.partial"), time.perf_counter()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "w+b") as file:
             yield file
+        _tell_written(partial, path, time.perf_counter() - began)
         os.replace(partial, path)
     except OSError as cause:
         raise _unwritable(path, cause) from cause
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _tell_written(file: Path, path: Path, seconds: float) -> None:
+    """Small files by the dozen are for those who want to know all. Folders have the names that they will have."""
+    size, name = file.stat().st_size, re.sub(r"(^|/)\.([^/]+)\.\d+\.partial(?=/)", r"\1\2", str(path))
+    if size < LARGE:
+        log.debug("wrote %s: %d bytes", name, size)
+    else:
+        log.info("wrote %s: %.1f MB in %.2f s, %.0f MB/s", name, size / 1e6, seconds, size / 1e6 / max(seconds, 1e-6))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -176,8 +193,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it takes the place of ``path`` when the block ends well, and is removed otherwise."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        for stale in path.parent.glob(f".{path.name}.*.partial"):
-            shutil.rmtree(stale)
+        drop_partial(path)
         partial.mkdir(parents=True)
         yield partial
         if path.exists():
@@ -187,3 +203,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise _unwritable(path, cause) from cause
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def drop_partial(path: Path) -> None:
+    """Remove what an ended process left of the folder ``path``."""
+    for stale in path.parent.glob(f".{path.name}.*.partial"):
+        shutil.rmtree(stale)

@@ -1,5 +1,6 @@
 """The records written beside the artefacts: docs/formats.md is their law, this module their types."""
 
+import logging
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from .parallel import Plan, Shard
 from .schedule import Send, Step
 from .signature import Signature
 
+log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """What turns text into token ids and back; copied from folder to folder, where they are there."""
@@ -276,12 +278,18 @@ def check_files(folder: Path, stamps: dict[str, FileStamp], verify: bool = False
 def finished(kind: type[files.Record], manifest: Path, request: str) -> bool:
     """Whether ``manifest`` is of what an equal request made, with every file beside it at its size."""
     if not manifest.exists():
+        log.info("%s is not there: to be made", manifest)
         return False
     try:
         record = files.read_record(kind, manifest)
         check_files(manifest.parent, record.files)
-    except LoadError:
+    except LoadError as error:
+        log.info("made anew: %s", error.message)
         return False
+    if record.request == request:
+        log.info("%s is kept: an equal request made it, and its files have their sizes", manifest)
+    else:
+        log.info("%s is of another request: inputs, options or versions differ; made anew", manifest)
     return record.request == request
 
 

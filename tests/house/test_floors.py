@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    {"exporter", "exporter.errors", "exporter.options", "exporter.progress"},
+    {"exporter", "exporter.errors", "exporter.logs", "exporter.options", "exporter.progress", "exporter.bars"},
     {"exporter.plan"},
     {"exporter.ops", "exporter.checkpoint"},
     {"exporter.models", "exporter.trace", "exporter.graph", "exporter.lowering"},
@@ -87,9 +87,9 @@ def test_engines_do_not_reach_into_tracing_and_assembly():
 
 
 def test_commands_files_import_nothing_heavy_at_the_top():
-    heavy = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "ml_dtypes", "safetensors", "transformers", "tokenizers", "tensorrt", "numpy"}
+    heavy = {"torch", "onnx", "onnxruntime", "onnxscript", "onnx_ir", "ml_dtypes", "safetensors", "transformers", "tokenizers", "tensorrt", "numpy", "rich"}
     for path in files():
-        if path.name in ("commands.py", "cli.py", "options.py", "progress.py", "__init__.py"):
+        if path.name in ("commands.py", "cli.py", "logs.py", "options.py", "progress.py", "__init__.py"):
             top = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
             names = {alias.name if isinstance(node, ast.Import) else node.module or "" for node in top for alias in node.names if not getattr(node, "level", 0)}
             assert not {name.partition(".")[0] for name in names} & heavy, path

@@ -38,9 +38,14 @@ def test_help_needs_nothing_heavy(arguments):
     assert outcome.returncode == 0, outcome.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["build", "--help"]], ids=" ".join)
+def test_what_draws_progress_is_imported_only_to_draw(arguments):
+    assert bare(*arguments, absent=(*HEAVY, "rich")).returncode == 0
+
+
 @pytest.mark.parametrize("model", ["tests/data/deepseek-v3", "examples/tiny-v3"])
 def test_plan_needs_nothing_heavy(model):
-    outcome = bare("plan", model, "--tensor", 2, "--json", absent=(*HEAVY, "numpy"))
+    outcome = bare("plan", model, "--tensor", 2, "--json", absent=(*HEAVY, "numpy", "rich"))
     assert outcome.returncode == 0, outcome.stderr
     assert json.loads(outcome.stdout)["legal"]
 
