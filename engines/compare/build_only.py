@@ -46,7 +46,7 @@ class Band:
 
 
 WHOLE = Band(0.99, 1.03, "sound plans held 1.0000 to 1.0006 of a rank's weights: constants of the graph come on top, equal ones are stored once")
-SEGMENT = Band(0.95, 1.08, "sound plans held 0.991 to 1.02 of a segment's weights: a norm or a scale may be folded into the layer of a neighbour")
+SEGMENT = Band(0.95, 1.08, "sound plans held 0.989 to 1.008 of a segment's weights: a norm or a scale may be folded into the layer of a neighbour")
 
 
 @dataclass(frozen=True)
