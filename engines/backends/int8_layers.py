@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 PARTS = ("Inputs", "Constants", "Outputs")
 LISTS = ", ".join(rf"{part}: \[(?P<{part}>.*?)\]" for part in PARTS)
-LAYER = re.compile(rf"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), {LISTS}, TacticName:", re.MULTILINE)
-OPERAND = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\], .*?Datatype: (?P<dtype>\w+)")
+LAYER = re.compile(rf"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), {LISTS}, TacticName:(?P<rest>.*)$", re.MULTILINE)
+OPERAND = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\], (?P<layout>.*?)Datatype: (?P<dtype>\w+)")
+NODE = re.compile(r"\[ONNX Layer: (.*?)\]")
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Operand:
     dims: tuple[int, ...]
     """-1 for what a profile leaves open."""
     dtype: str
+    layout: str
+    """How it lies in memory, as the compiler words it."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Layer:
     inputs: tuple[Operand, ...]
     constants: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
+    nodes: tuple[str, ...]
+    """Nodes of the graph that it is made of, sorted: the compiler lists them in any order."""
 
     @property
     def is_int8_gemm(self) -> bool:
@@ -40,12 +45,12 @@ class Layer:
 def parse_layers(dump: str) -> Iterator[Layer]:
     """The layers of all profiles and compute capabilities, in order."""
     for found in LAYER.finditer(dump):
-        yield Layer(found["name"], found["kind"], *(tuple(_operands(found[part])) for part in PARTS))
+        yield Layer(found["name"], found["kind"], *(tuple(_operands(found[part])) for part in PARTS), tuple(sorted(set(NODE.findall(found["rest"])))))
 
 
 def _operands(text: str) -> Iterator[Operand]:
     for found in OPERAND.finditer(text):
-        yield Operand(found["name"], tuple(int(dim) for dim in found["dims"].split(",") if dim), found["dtype"])
+        yield Operand(found["name"], tuple(int(dim) for dim in found["dims"].split(",") if dim), found["dtype"], found["layout"])
 
 
 def int8_gemms(dump: str) -> int:

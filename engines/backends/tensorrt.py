@@ -5,8 +5,7 @@ TensorRT-RTX builds its plans on any machine; TensorRT wants the GPU that it bui
 
 import importlib
 import importlib.metadata
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -21,7 +20,8 @@ from exporter.plan.manifest import Assembly, Lowering
 from exporter.plan.signature import BATCH, CONTEXT, SELECTED, TOKENS, Signature, Tensor
 
 from .contract import Backend, Progress, RankBuild, RankEngines
-from .int8_layers import parse_layers
+from .emitted import Emitted, read_layers
+from .parsed import Parsed, read_network
 
 if TYPE_CHECKING:
     import onnx
@@ -118,17 +118,18 @@ def tools(backend: str) -> dict[str, str]:
 
 
 def build(backend: str, request: RankBuild) -> RankEngines:
-    """One engine per graph of the rank's whole assembly, with the compiler's layer list beside it."""
+    """One engine per graph of the rank's whole assembly; beside it, what the parser took and what the compiler made of it."""
     assembly, quantised = request.record.whole, request.record.quantization
     chosen = profiles(request.max_context, request.max_batch)
     graphs, signatures, lowerings = {}, {}, []
     for launch, file in assembly.graphs.items():
         signature = assembly.signatures[launch]
-        plan, layers, records = _build_graph(backend, request, request.source / file, chosen)
+        plan, parsed, layers, records = _build_graph(backend, request, request.source / file, chosen)
         graphs[launch] = f"{launch}.engine"
         signatures[launch] = _with_context(signature, request.max_context)
         files.write_bytes(request.folder / graphs[launch], plan)
-        files.write_bytes(request.folder / f"{launch}.layers.json", files.dump(layers))
+        files.write_record(request.folder / f"{launch}.tensors.json", parsed)
+        files.write_record(request.folder / f"{launch}.layers.json", layers)
         lowerings += records
     options = {
         "profiles": chosen,
@@ -141,8 +142,8 @@ def build(backend: str, request: RankBuild) -> RankEngines:
 
 def _build_graph(
     backend: str, request: RankBuild, source: Path, chosen: tuple[Profile, ...]
-) -> tuple[bytes, list[dict[str, str]], tuple[Lowering, ...]]:
-    """:returns: the plan, its layers, and what became of custom ops."""
+) -> tuple[bytes, Parsed, tuple[Emitted, ...], tuple[Lowering, ...]]:
+    """:returns: the plan, the network and the layers that it is made of, and what became of custom ops."""
     import onnx
 
     trt, log = library(backend), log_of(backend)
@@ -151,6 +152,7 @@ def _build_graph(
     builder = trt.Builder(log)
     network = builder.create_network(_strongly_typed(trt))
     _parse(trt.OnnxParser(network, log), lowered, source, backend)
+    parsed = read_network(trt, network, lowered, source.parent)
     config = _config(trt, builder, request)
     for profile in chosen:
         config.add_optimization_profile(_profile(builder, network, lowered, profile))
@@ -159,7 +161,7 @@ def _build_graph(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildError(f"{backend} cannot build {source.name}: {_reason(log)}")
-    return memoryview(plan), list(read_layers(log.layers)), lowerings
+    return memoryview(plan), parsed, tuple(read_layers(log.layers)), lowerings
 
 
 def find_capabilities(backend: str) -> Capabilities:
@@ -254,21 +256,6 @@ def part_done(phases: dict[str, tuple[str | None, int, int]]) -> float:
 
 def _reason(log: Any) -> str:
     return "; ".join(message.strip() for message in log.errors[-3:]) or "no reason given"
-
-
-LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<type>[^,]*),", re.MULTILINE)
-SERIAL = re.compile(r"(?<=__mye)\d+")
-"""A counter of the compiler's, which differs from build to build."""
-
-
-def read_layers(dump: str) -> Iterator[dict[str, str]]:
-    """Name and kind of each layer that the compiler emitted, in order: each profile has layers of its own.
-
-    A product of two int8 factors has ``"factors": "int8"`` beside.
-    """
-    int8 = {layer.name for layer in parse_layers(dump) if layer.is_int8_gemm}
-    for found in LAYER.finditer(dump):
-        yield {"name": SERIAL.sub("", found["name"]), "type": found["type"]} | ({"factors": "int8"} if found["name"] in int8 else {})
 
 
 def _with_context(signature: Signature, max_context: int) -> Signature:

@@ -34,7 +34,7 @@ def rank_record(folder: Path, rank: int = 0) -> EngineRank:
     return files.read_record(EngineRank, folder / records.rank_folder(rank) / records.MANIFEST)
 
 
-def layers(folder: Path, rank: int = 0) -> list[dict[str, str]]:
+def layers(folder: Path, rank: int = 0) -> list[dict]:
     return json.loads((folder / records.rank_folder(rank) / "rank.layers.json").read_text())
 
 
@@ -64,6 +64,7 @@ def test_a_second_build_gives_the_same_size_and_layers(library, graphs, tmp_path
     first, second = (rank_record(tmp_path / name).files for name in ("first", "second"))
     assert first["rank.engine"].bytes == second["rank.engine"].bytes
     assert first["rank.layers.json"] == second["rank.layers.json"]
+    assert first["rank.tensors.json"] == second["rank.tensors.json"]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_layers_go_by_the_names_of_the_graph(built) -> None:
 
 
 def test_engines_hold_their_weights(built) -> None:
-    assert sorted(path.name for path in (built[1] / "rank-00").iterdir()) == ["manifest.json", "rank.engine", "rank.layers.json"]
+    assert sorted(path.name for path in (built[1] / "rank-00").iterdir()) == ["manifest.json", "rank.engine", "rank.layers.json", "rank.tensors.json"]
 
 
 def test_a_finished_rank_is_not_built_again(built) -> None:
@@ -143,7 +144,7 @@ def test_profiles_never_pin_the_decode_length() -> None:
 
 def test_layers_are_read_without_the_compilers_counters() -> None:
     dump = "Layers:\nName: __mye123_0_myl0_0, LayerType: shape_call, Inputs: []\nName: /a/MatMul_myl0_1, LayerType: gemm, Inputs: []\n"
-    assert [layer["name"] for layer in read_layers(dump)] == ["__mye_0_myl0_0", "/a/MatMul_myl0_1"]
+    assert [layer.name for layer in read_layers(dump)] == ["__mye_0_myl0_0", "/a/MatMul_myl0_1"]
 
 
 def test_the_part_done_counts_running_children() -> None:
