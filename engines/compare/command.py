@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+OUTPUT = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -27,22 +28,43 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--decode", type=click.IntRange(0), default=8, show_default=True, metavar="TOKENS", help="Tokens at the end of each prompt that go in one by one.")
 @click.option("--tolerance", type=click.FloatRange(0), metavar="L2", help="Relative L2 distance of logits that is allowed.  [default: by precision]")
 @click.option("--tolerance-file", type=FILE, metavar="FILE", help="Limits by name, and by segment, as JSON (docs/debugging.md).")
-@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Walk in all three modes and draw what was seen, as one HTML page.")
+@click.option("--report", type=OUTPUT, metavar="FILE", help="Walk in all three modes and draw what was seen: an HTML page, and compare.json beside it.")
 @click.option("--replay", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where sides differ: the first segment apart as ONNX, with its inputs and both outputs.")
+@click.option("--lengths", metavar="LIST", help="Long contexts instead of prompts as they are, such as 2k,8k,32k: parity by length and depth.")
+@click.option("--build-only", is_flag=True, help="Run nothing: hold what the engines are made of against each other and their plan.")
 @options.json_output
 @options.quiet
 @click.pass_context
-def compare(context: click.Context, as_json: bool, quiet: bool, report: Path | None, replay: Path | None, prompts: Path | None, **asked: Any) -> None:
-    """Run LEFT and RIGHT over the same tokens: engines, graphs, or a Hugging Face folder. Exit 3 if they differ."""
-    from .compare import CompareRequest
-    from .compare import compare as run
+def compare(context: click.Context, as_json: bool, quiet: bool, report: Path | None, replay: Path | None, lengths: str | None, build_only: bool, **asked: Any) -> None:
+    """Hold LEFT against RIGHT: engines, graphs, or a Hugging Face folder. Exit 3 if they differ."""
+    _require_sense(context, lengths, build_only)
+    tell = partial(click.echo, err=True)
+    if build_only:
+        from .build_only import compare_builds
 
-    if prompts is None:
-        raise click.UsageError("Missing option '--prompts': whose tokens are compared?")
-    request, tell = CompareRequest(prompts=prompts, everything=report is not None, **asked), partial(click.echo, err=True)
-    result = run(request, tell, quiet, partial(publish, report=report, replay=replay, tell=tell))
+        result: Any = compare_builds(asked["left"], asked["right"])
+        write_result(report, result)
+    else:
+        from .compare import CompareRequest, compare_at_lengths
+        from .compare import compare as run
+
+        request = CompareRequest(everything=report is not None and lengths is None, **asked)
+        walk = partial(compare_at_lengths, lengths=lengths) if lengths else partial(run, then=partial(publish, report=report, replay=replay, tell=tell))
+        result = walk(request, note=tell, quiet=quiet)
     click.echo(json.dumps(files.to_json(result)) if as_json else result.summary())
     context.exit(0 if result.verdict == "same" else 3)
+
+
+def _require_sense(context: click.Context, lengths: str | None, build_only: bool) -> None:
+    """Refuse options that would be left aside in silence."""
+    given = {name for name in context.params if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
+    without = {"--build-only": {"prompts", "mode", "samples", "decode", "tolerance", "tolerance_file", "replay", "lengths"}, "--lengths": {"mode", "decode", "replay"}}
+    for flag, wanted in (("--build-only", build_only), ("--lengths", lengths)):
+        unused = sorted(given & without[flag]) if wanted else []
+        if unused:
+            raise click.UsageError(f"{flag} has no use for --{unused[0].replace('_', '-')}.")
+    if not (lengths or build_only or context.params["prompts"]):
+        raise click.UsageError("Missing option '--prompts': whose tokens are compared?")
 
 
 def publish(evidence: "Evidence", report: Path | None, replay: Path | None, tell: Callable[[str], None]) -> None:
@@ -51,8 +73,15 @@ def publish(evidence: "Evidence", report: Path | None, replay: Path | None, tell
         from .report import write_report
 
         write_report(report, evidence)
+        write_result(report, evidence.comparison)
         tell(f"report: {report}")
     if replay is not None:
         from .replay import write_replay
 
         tell(write_replay(replay, evidence))
+
+
+def write_result(report: Path | None, result: Any) -> None:
+    """``compare.json`` beside a report: what ``--json`` prints."""
+    if report is not None:
+        files.write_record(report.with_name("compare.json"), result)

@@ -12,11 +12,20 @@ from exporter.errors import UsageError
 
 from ..prompts import read_prompts
 from ..runtime.text import Text
+from .lengths import LengthsComparison, compare_lengths, read_lengths
 from .metrics import Accumulator, Difference, SegmentDifference
 from .sides import Side, open_side, segment_names
 from .tolerances import Tolerance, read_tolerance, tolerance
 from .verdict import Divergence, end_to_end, first_apart, first_drifted
-from .walk import DECODE, Walked, require_comparable, require_lengths, walk_logits, walk_segments
+from .walk import (
+    DECODE,
+    Walked,
+    require_comparable,
+    require_lengths,
+    require_vocabulary,
+    walk_logits,
+    walk_segments,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +39,8 @@ class CompareRequest:
 
     left: Path
     right: Path
-    prompts: Path
+    prompts: Path | None = None
+    """None: tokens are drawn, for long contexts alone."""
     mode: str = "logits"
     samples: int | None = None
     """Prompts to take; None for all."""
@@ -144,6 +154,27 @@ def compare(request: CompareRequest, note: Callable[[str], None], quiet: bool = 
         return seen.comparison
 
 
+def compare_at_lengths(request: CompareRequest, note: Callable[[str], None], quiet: bool = True, lengths: str = "2k,8k,32k") -> LengthsComparison:
+    """Parity over long contexts, of the prompts one after the other or of tokens that are drawn.
+
+    :raises MoetrtError: a side cannot be opened, or is not built for such lengths.
+    """
+    wanted = read_lengths(lengths)
+    with contextlib.closing(open_side(request.left)) as left, contextlib.closing(open_side(request.right)) as right:
+        require_comparable(left, right)
+        rows = read_prompts(request.prompts, partial(text_of, left, right), request.samples) if request.prompts else []
+        require_vocabulary(left, rows)
+        notes = notes_on(left, right)
+        for one in notes:
+            note(f"note: {one}")
+        return compare_lengths(left, right, wanted, rows, limits_of(request, left, right), names_of(request, left, right), notes, quiet)
+
+
+def names_of(request: CompareRequest, left: Side, right: Side) -> tuple[str, str]:
+    """Both sides: folder and arithmetic."""
+    return f"{request.left} ({left.arithmetic})", f"{request.right} ({right.arithmetic})"
+
+
 def limits_of(request: CompareRequest, left: Side, right: Side) -> Tolerance:
     """The table's, or what the user set."""
     known = tolerance(left.arithmetic, right.arithmetic, left.identity == right.identity)
@@ -167,14 +198,15 @@ def judge(request: CompareRequest, left: Side, right: Side, rows: list[list[int]
         part = first_apart(seen.segments, limits)
         told += [] if part else [GROWS]
         fault = part or fault
+    ours, theirs = names_of(request, left, right)
     shown = seen.drift if request.mode == "drift" else seen.segments
     seen.comparison = Comparison(
         verdict="differ" if fault else "same",
         first_divergent=fault,
         outputs=tuple(one.result() for one in seen.outputs(request.mode) if one.tokens),
         mode=request.mode,
-        left=f"{request.left} ({left.arithmetic})",
-        right=f"{request.right} ({right.arithmetic})",
+        left=ours,
+        right=theirs,
         prompts=len(rows),
         tokens=sum(map(len, rows)),
         tolerance=limits,

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from engines.compare.metrics import Accumulator, divergence
-from engines.compare.tolerances import tolerance
+from engines.compare.tolerances import TOLERANCES, tolerance
 
 
 def test_metrics_of_known_logits():
@@ -44,6 +44,39 @@ def test_engines_and_their_checkpoint_are_the_same(moetrt, engines, checkpoint, 
     assert [one["name"] for one in report["outputs"]] == ["logits", "decode"]
     assert set(report["outputs"][0]) >= {"name", "max_abs", "cosine", "relative_l2", "kl", "top1_agreement"}
     assert report["outputs"][0]["top1_agreement"] == 1
+
+
+@pytest.mark.parametrize("mode", ["segments", "drift"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_sound_engines_are_the_same_segment_by_segment(moetrt, engines, checkpoint, prompts, family, mode):
+    """Cut out of one graph for one rank, as they lie in the folder for two."""
+    for tensor in (1, 2):
+        result = moetrt("compare", engines(family, tensor), checkpoint(family), "--prompts", prompts, "--mode", mode, "--json")
+        report = json.loads(result.out)
+        assert (result.code, report["first_divergent"]) == (0, None)
+        assert {(one["segment"], one["tensor"]) for one in report["segments"]} >= {("layers.2.attention", "latents"), ("layers.2.moe_ffn", "update"), ("head", "logits")}
+        assert {one["experts_changed"] for one in report["segments"] if one["segment"] == "layers.2.moe_ffn" and one["tensor"] == "update"} == {0}
+
+
+@pytest.mark.parametrize("mode", ["logits", "segments", "drift"])
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_int8_engines_are_their_own_graphs_in_stock_onnxruntime(moetrt, int8, prompts, tensor, mode):
+    """Held to rounding of the same numbers, far below what INT8 costs."""
+    result = moetrt("compare", int8("v3", tensor), int8("v3", tensor).parent / "graphs-int8", "--prompts", prompts, "--mode", mode, "--json")
+    report = json.loads(result.out)
+    assert (result.code, report["first_divergent"]) == (0, None)
+    assert report["tolerance"]["relative_l2"] < TOLERANCES["int8"].relative_l2
+
+
+def test_int8_and_float_engines_keep_the_schemes_tolerance(moetrt, int8, engines, prompts):
+    for mode in ("logits", "segments", "drift"):
+        assert moetrt("compare", int8("v3", 2), engines("v3", 2), "--prompts", prompts, "--mode", mode).code == 0
+
+
+def test_pipeline_stages_are_walked_as_one_model(moetrt, engines, prompts):
+    result = moetrt("compare", engines("v3", 1, 2), engines("v3", 2, 2), "--prompts", prompts, "--mode", "segments", "--json")
+    assert result.code == 0
+    assert len({one["segment"] for one in json.loads(result.out)["segments"]}) == 2 + 2 * 4
 
 
 def test_plans_forms_and_portable_graphs_are_the_same(moetrt, engines, prompts):
@@ -93,3 +126,106 @@ def test_a_tolerance_of_ones_own(moetrt, engines, prompts):
     pair = (engines("v3", 2, precision="fp16"), engines("v3", 2), "--prompts", prompts)
     assert moetrt("compare", *pair, "--tolerance", "1e-9").code == 3
     assert moetrt("compare", *pair, "--tolerance", "0.5").code == 0
+
+
+@pytest.fixture
+def limits(tmp_path):
+    """``limits(text)``: a file of limits."""
+
+    def write(text):
+        (tmp_path / "limits.json").write_text(text)
+        return tmp_path / "limits.json"
+
+    return write
+
+
+def test_a_file_of_limits_overrides_the_table_and_single_segments(moetrt, engines, prompts, limits):
+    pair = (engines("v3", 2, precision="fp16"), engines("v3", 2), "--prompts", prompts, "--json", "--mode", "segments", "--tolerance-file")
+    assert moetrt("compare", *pair, limits('{"segment": 0.5}')).code == 0
+    strict = moetrt("compare", *pair, limits('{"segments": {"layers.*.moe_ffn": {"segment": 0}, "layers.1.*": {"segment": 1}}}'))
+    assert strict.code == 3
+    assert json.loads(strict.out)["first_divergent"]["segment"] == "layers.2.moe_ffn"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"kll": 1}', "'kll', which is no limit"),
+        ('{"kl": -1}', "sets kl to -1"),
+        ('{"kl": "much"}', "sets kl to 'much'"),
+        ('{"segments": {"head": {"kl": 1}}}', "segments: head sets 'kl'"),
+        ('{"segments": []}', "no object of patterns"),
+        ("[]", "limits.json"),
+        ("{", "limits.json"),
+    ],
+)
+def test_a_broken_file_of_limits_is_refused_by_name(moetrt, engines, prompts, limits, text, told):
+    result = moetrt("compare", engines("v3"), engines("v3"), "--prompts", prompts, "--tolerance-file", limits(text))
+    assert result.code == 2
+    assert told in result.err
+
+
+def test_what_cannot_be_compared_is_refused(moetrt, engines, checkpoint, prompts, tmp_path):
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"token_ids": [3] * 200}))
+    strange = tmp_path / "strange.jsonl"
+    strange.write_text(json.dumps({"token_ids": [3, 999]}))
+    pair = ("compare", engines("v3"), checkpoint("v3"))
+    for arguments, told in (
+        (["--prompts", long], "beyond the context of 128"),
+        (["--prompts", strange], "the token 999"),
+        ([], "--prompts"),
+        (["--prompts", prompts, "--build-only"], "no use for --prompts"),
+        (["--lengths", "2k", "--mode", "drift"], "no use for --mode"),
+        (["--lengths", "2k"], "beyond the context of 128"),
+        (["--lengths", "many"], "'many', which is no number"),
+        (["--prompts", prompts, "--tolerance", "1", "--tolerance-file", strange], "both given"),
+    ):
+        result = moetrt(*pair, *arguments)
+        assert result.code in (1, 2), arguments
+        assert told in result.err, arguments
+
+
+def test_a_prompt_of_one_token_can_be_compared(moetrt, engines, checkpoint, tmp_path):
+    one = tmp_path / "one.jsonl"
+    one.write_text('{"token_ids": [5]}\n{"token_ids": [5, 6]}\n')
+    for mode in ("logits", "segments", "drift"):
+        assert moetrt("compare", engines("v3", 2), checkpoint("v3"), "--prompts", one, "--mode", mode).code == 0
+
+
+def test_long_prompts_go_in_chunks(moetrt, engines, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("engines.compare.sides.PREFILL", 8)
+    prompt = tmp_path / "prompt.jsonl"
+    prompt.write_text(json.dumps({"token_ids": list(range(2, 40))}))
+    for mode in ("logits", "segments", "drift"):
+        assert moetrt("compare", engines("v3", 2), checkpoint("v3"), "--prompts", prompt, "--mode", mode).code == 0
+
+
+def test_a_flip_counts_only_where_the_reference_was_sure():
+    left = np.array([[2.0, 1.9, 0.0], [2.0, 0.0, 0.0]])
+    sums = Accumulator("logits", margin=0.5)
+    sums.add(left, left[:, [1, 0, 2]])
+    found = sums.result()
+    assert (found.top1_agreement, found.top1_flips) == (0, 0.5)
+
+
+def test_outliers_are_set_aside_up_to_their_share():
+    left = np.random.default_rng(0).standard_normal((100, 20))
+    right = left.copy()
+    right[7] += 5
+    sums = Accumulator("logits")
+    sums.add(left, right)
+    assert sums.judged(0.0)["relative_l2"] == pytest.approx(sums.result().relative_l2)
+    assert sums.judged(0.01) == {"relative_l2": 0, "kl": 0}
+
+
+def test_what_is_no_number_is_a_fault_and_never_a_crash(moetrt, engines, prompts, tmp_path):
+    from faults import copy_engines, edit_weight
+
+    folder = copy_engines(engines("v3", 2), tmp_path / "ort")
+    edit_weight(folder, 0, "layers.1.attention.o", lambda weight: weight * np.nan)
+    for mode in ("logits", "segments", "drift"):
+        result = moetrt("compare", engines("v3", 2), folder, "--prompts", prompts, "--mode", mode, "--json")
+        assert result.code == 3
+        report = json.loads(result.out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+        assert report["first_divergent"]["segment"] == "layers.1.attention"

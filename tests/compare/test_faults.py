@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import tiny
-from faults import FAULTS, copy_engines
+from faults import FAULTS, copy_engines, edit_graph, edit_weight
 
 from engines.build import EngineRequest, build_engines
 from exporter.graph.export import ExportRequest, export_model
@@ -89,3 +89,28 @@ def test_the_faulty_side_may_be_the_left_one(moetrt, engines, faulty, prompts):
         if fault.scheme is None:
             result = moetrt("compare", faulty(name), engines("v3", 1), "--prompts", prompts, "--mode", "segments", "--json")
             assert json.loads(result.out)["first_divergent"]["segment"] == fault.segment, name
+
+
+def test_a_fault_within_one_graph_of_a_whole_rank_is_found_by_cutting_it(moetrt, engines, checkpoint, prompts, tmp_path):
+    """One tensor rank is one graph: the segment is cut out of it."""
+    folder = copy_engines(engines("v3", 1), tmp_path / "ort")
+
+    def halves(graph):
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.name == "interleaved" and node.name.startswith("/layers.2/"):
+                    attribute.i = 0
+
+    edit_graph(folder, 0, "rank", halves)
+    for other in (checkpoint("v3"), engines("v3", 1).parent / "graphs"):
+        result = moetrt("compare", folder, other, "--prompts", prompts, "--json")
+        assert json.loads(result.out)["first_divergent"]["segment"] == "layers.2.attention"
+
+
+def test_a_copy_that_one_rank_alone_holds_wrong_is_that_ranks(moetrt, engines, prompts, tmp_path):
+    """A norm, of which every rank has a copy."""
+    folder = copy_engines(engines("v3", 4), tmp_path / "ort")
+    edit_weight(folder, 2, "layers.2.attention.kv_norm", lambda norm: norm * 1.5)
+    result = moetrt("compare", engines("v3", 2), folder, "--prompts", prompts, "--mode", "segments", "--json")
+    found = json.loads(result.out)["first_divergent"]
+    assert (found["segment"], found["tensor"], found["rank"]) == ("layers.2.attention", "latents", 2)
