@@ -153,7 +153,7 @@ def routing(rows: Sequence[Routed], columns: Columns, limit: float, marked: str 
         told = " / ".join("–" if part is None else f"{part:.2%}" for part in row.shares)
         parts.append(text(start + 178, y + 12, told))
     bottom = top + len(rows) * height + 2
-    parts += [line(NAMES, bottom, NAMES + len(columns) * width, bottom, "grid"), line(start, top, start, bottom, "axis"), line(share(limit), top, share(limit), bottom, "limit"), text(share(limit), top - 5, f"tolerance {limit:.1%}", "middle" if limit > 0.3 * most else "start")]
+    parts += [line(NAMES, bottom, NAMES + len(columns) * width, bottom, "grid"), line(start, top, start, bottom, "axis"), line(share(limit), top, share(limit), bottom, "limit"), text(share(limit), top - 5, f"tolerance {limit:.1%}", "end" if limit > 0.6 * most else "start")]
     parts.append(_positions(columns, width, bottom))
     return svg(bottom + 38, "".join(parts), start + 290, "tall")
 
