@@ -1,31 +1,12 @@
-"""Plots as inline SVG: bars, ranges on a logarithmic scale, and a heat map. Colours come from the page's style."""
+"""Plots of ranges on a logarithmic scale, and a heat map of experts, as inline SVG."""
 
 from collections.abc import Sequence
 from html import escape
 from math import log10
 
-WIDTH, LABEL, ROW, END = 960, 330, 18, 110
-"""Of a plot, its row labels, a row, and what stands behind a row; in pixels."""
+from engines.plots import END, LABEL, ROW, WIDTH, label, svg
+
 CELL_WIDTH = 24
-
-
-def _svg(height: float, body: str, width: int = WIDTH) -> str:
-    return f'<div class="wide"><svg viewBox="0 0 {width} {height:.0f}" width="{width}" role="img">{body}</svg></div>'
-
-
-def _label(name: str, y: float) -> str:
-    return f'<text x="0" y="{y + 12:.0f}">{escape(name)}</text>'
-
-
-def bars(rows: Sequence[tuple[str, float]], unit: str = "", marked: frozenset[str] = frozenset()) -> str:
-    """One horizontal bar a row, its value at its end; ``marked`` rows in the second colour."""
-    most = max((value for _, value in rows), default=0) or 1
-    body = ""
-    for number, (name, value) in enumerate(rows):
-        y, length = number * ROW, max(0.0, value) / most * (WIDTH - LABEL - END)
-        kind = "soft" if name in marked else "bar"
-        body += f'{_label(name, y)}<rect class="{kind}" x="{LABEL}" y="{y + 3}" width="{length:.1f}" height="{ROW - 6}"/><text x="{LABEL + length + 6:.1f}" y="{y + 12}">{value:.3g} {escape(unit)}</text>'
-    return _svg(max(len(rows), 1) * ROW, body)
 
 
 def spans(rows: Sequence[tuple[str, float, float]]) -> str:
@@ -42,10 +23,10 @@ def spans(rows: Sequence[tuple[str, float, float]]) -> str:
     body = ""
     for number, (name, first, second) in enumerate(rows):
         y, title = number * row, f"<title>{escape(name)}: range {first:.4g}, maximum {second:.4g}</title>"
-        label = _label(name, y) if row == ROW else ""
-        body += f'{label}<rect class="bar" x="{LABEL}" y="{y + 1}" width="{place(first) - LABEL:.1f}" height="{max(2, row - 6)}">{title}</rect>'
+        named = label(name, y) if row == ROW else ""
+        body += f'{named}<rect class="bar" x="{LABEL}" y="{y + 1}" width="{place(first) - LABEL:.1f}" height="{max(2, row - 6)}">{title}</rect>'
         body += f'<line class="tick" x1="{place(second):.1f}" x2="{place(second):.1f}" y1="{y}" y2="{y + max(3, row - 4)}"/>'
-    return _svg(len(rows) * row, body)
+    return svg(len(rows) * row, body)
 
 
 def heat(rows: Sequence[tuple[str, Sequence[int], frozenset[int], dict[str, str]]]) -> str:
@@ -55,10 +36,10 @@ def heat(rows: Sequence[tuple[str, Sequence[int], frozenset[int], dict[str, str]
     body = ""
     for number, (name, values, outlined, reasons) in enumerate(rows):
         y, most = number * ROW, max(values, default=0) or 1
-        body += _label(name, y)
+        body += label(name, y)
         for cell, value in enumerate(values):
             why = f"; {reasons.get(str(cell), '')}" if cell in outlined else ""
             mark = f'<rect class="warn" x="{LABEL + cell * width + 1:.1f}" y="{y + 2}" width="{max(width - 2, 1):.1f}" height="{ROW - 4}"/>' if cell in outlined else ""
             body += f'<rect class="bar" opacity="{0.08 + 0.92 * value / most:.2f}" x="{LABEL + cell * width:.1f}" y="{y + 1}" width="{max(width - 0.5, 0.5):.1f}" height="{ROW - 2}"><title>{escape(name)}, expert {cell}: {value} tokens{escape(why)}</title></rect>{mark}'
         body += f'<text x="{LABEL + cells * width + 6:.1f}" y="{y + 12}">{min(values, default=0):,} to {max(values, default=0):,}</text>'
-    return _svg(len(rows) * ROW, body)
+    return svg(len(rows) * ROW, body)
