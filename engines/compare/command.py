@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,22 +44,24 @@ def compare(context: click.Context, as_json: bool, quiet: bool, report: Path | N
         from .build_only import compare_builds
 
         result: Any = compare_builds(asked["left"], asked["right"])
-        write_result(report, result)
     else:
         from .compare import CompareRequest, compare_at_lengths
         from .compare import compare as run
 
         request = CompareRequest(everything=report is not None and lengths is None, **asked)
-        walk = partial(compare_at_lengths, lengths=lengths) if lengths else partial(run, then=partial(publish, report=report, replay=replay, tell=tell))
-        result = walk(request, note=tell, quiet=quiet)
-    click.echo(json.dumps(files.to_json(result)) if as_json else result.summary())
+        if lengths:
+            result = compare_at_lengths(request, tell, quiet, lengths)
+            write_lengths(report, result, tell)
+        else:
+            result = run(request, tell, quiet, partial(publish, report=report, replay=replay, tell=tell))
+    click.echo(json.dumps(finite(files.to_json(result))) if as_json else result.summary())
     context.exit(0 if result.verdict == "same" else 3)
 
 
 def _require_sense(context: click.Context, lengths: str | None, build_only: bool) -> None:
     """Refuse options that would be left aside in silence."""
     given = {name for name in context.params if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
-    without = {"--build-only": {"prompts", "mode", "samples", "decode", "tolerance", "tolerance_file", "replay", "lengths"}, "--lengths": {"mode", "decode", "replay"}}
+    without = {"--build-only": {"prompts", "mode", "samples", "decode", "tolerance", "tolerance_file", "report", "replay", "lengths"}, "--lengths": {"mode", "decode", "replay"}}
     for flag, wanted in (("--build-only", build_only), ("--lengths", lengths)):
         unused = sorted(given & without[flag]) if wanted else []
         if unused:
@@ -81,7 +84,26 @@ def publish(evidence: "Evidence", report: Path | None, replay: Path | None, tell
         tell(write_replay(replay, evidence))
 
 
+def write_lengths(report: Path | None, result: Any, tell: Callable[[str], None]) -> None:
+    """The page of long contexts."""
+    if report is not None:
+        from .lengths_report import render
+
+        files.write_bytes(report, render(result).encode(errors="replace"))
+        write_result(report, result)
+        tell(f"report: {report}")
+
+
 def write_result(report: Path | None, result: Any) -> None:
     """``compare.json`` beside a report: what ``--json`` prints."""
     if report is not None:
-        files.write_record(report.with_name("compare.json"), result)
+        files.write_record(report.with_name("compare.json"), finite(files.to_json(result)))
+
+
+def finite(value: Any) -> Any:
+    """JSON has no word for what is not a number, nor for the infinite: null."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

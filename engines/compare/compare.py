@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,8 @@ SHOWN = 6
 
 
 def _worst_segments(segments: Sequence[SegmentDifference], mode: str) -> list[str]:
-    worst = sorted(segments, key=lambda one: -one.token_relative_l2)[:SHOWN]
+    known = [one for one in segments if one.token_relative_l2 is not None]
+    worst = sorted(known, key=lambda one: -one.token_relative_l2)[:SHOWN]
     what = "each side on its own values" if mode == "drift" else "both sides given the left's values"
     lines = [f"{'furthest apart, ' + what:45} {'rel. L2':>9} {'token':>9} {'experts':>8}"]
     for one in worst:
@@ -129,9 +131,9 @@ class Evidence:
 
     def sample(self, prompt: int, start: int, left: "np.ndarray", right: "np.ndarray") -> None:
         """Keep a few of many logits: evenly spread over vocabulary and tokens, the same in every run."""
-        room = SAMPLED // max(len(self.rows), 1)
-        if left.size:
-            every = max(left.size // max(room // 2, 1), 1) | 1
+        room = SAMPLED // max(2 * len(self.rows), 1)
+        if left.size and room:
+            every = ceil(left.size / room) | 1  # odd: an even step would meet the same few of a vocabulary
             self.pairs.append((left.reshape(-1)[::every].copy(), right.reshape(-1)[::every].copy()))
 
 

@@ -64,7 +64,7 @@ def heatmap(rows: Sequence[HeatRow], columns: Columns, limit: float, marked: str
     """
     height, width = 18 if len(rows) <= 24 else 14 if len(rows) <= 48 else 8, max(1, min(22, (WIDTH - NAMES - 10) // len(columns)))
     ramp = Ramp.of([value for row in rows for value in row.cells.worst.tolist()], limit)
-    top, parts = 34, [_legend(ramp)]
+    top, parts = 34, [legend(ramp)]
     every = ceil(13 / height)
     at = next((place for place, row in enumerate(rows) if row.name == marked), None)
     for place, row in enumerate(rows):
@@ -101,7 +101,7 @@ def _cells(row: HeatRow, columns: Columns, width: int, ramp: Ramp, ids: Sequence
     return "".join(made)
 
 
-def _legend(ramp: Ramp) -> str:
+def legend(ramp: Ramp) -> str:
     """The scale, the tolerance on it, and what is not on it."""
     cell, middle, end = 16, NAMES + SHADES * 16, NAMES + 2 * SHADES * 16
     shades = [f"{side}{one}" for side in "ch" for one in range(SHADES)]

@@ -46,11 +46,12 @@ class SegmentDifference:
     tensor: str
     """``hidden``, ``update``, ``latents`` or ``logits``."""
     tokens: int
-    max_abs: float
-    relative_l2: float
-    cosine: float
+    max_abs: float | None
+    """This and what follows: None where all tokens go to other experts."""
+    relative_l2: float | None
+    cosine: float | None
     snr_db: float | None
-    token_relative_l2: float
+    token_relative_l2: float | None
     """Of the token that is furthest off."""
     prompt: int | None
     token: int | None
@@ -164,6 +165,8 @@ class Gap:
         return float(errors[place])
 
     def result(self) -> SegmentDifference:
+        if self.changed is not None and self.changed == self.tokens:
+            return SegmentDifference(self.segment, self.tensor, self.tokens, *[None] * 7, experts_changed=1.0)
         distance = (self.gap / max(self.left, 1e-300)) ** 0.5
         far, prompt, token = self.worst
         return SegmentDifference(

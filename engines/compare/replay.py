@@ -147,6 +147,9 @@ def _write_graph(folder: Path, name: str, side: Side, piece: Piece, rank: int) -
     assert isinstance(side, ChainSide)
     rank = rank if rank in side.records else min(side.records)
     model = lower(piece.model, NOTHING)[0] if isinstance(side.records[rank], GraphsRank) else piece.model
+    results = [value for value in model.graph.output if value.name != piece.choice]
+    del model.graph.output[:]
+    model.graph.output.extend(results)
     with files.whole_file(folder / f"{name}.weights") as file:
         for tensor in _external(model.graph):
             file.write(bytes(-file.tell() % ALIGNMENT))

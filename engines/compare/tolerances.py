@@ -91,7 +91,7 @@ def read_tolerance(path: Path, usual: Tolerance) -> Tolerance:
         given = files.read_json(path)
     except LoadError as cause:
         raise UsageError(cause.message, cause.hint) from cause
-    by_segment = given.pop("segments", {})
+    by_segment = given.pop("segments", {}) if isinstance(given, dict) else {}
     _require_limits(given, LIMITS, str(path))
     if not isinstance(by_segment, dict):
         raise UsageError(f"{path}: segments is no object of patterns.", hint='Such as {"layers.*.moe_ffn": {"segment": 0.01}}.')

@@ -75,7 +75,7 @@ def first_drifted(walk: Sequence[Walked], limits: Tolerance) -> Divergence | Non
     for walked in walk:
         for name in TENSORS:
             found = walked.gaps[name].result() if name in walked.gaps else None
-            if found and not found.relative_l2 <= limits.relative_l2:
+            if found and found.relative_l2 is not None and not found.relative_l2 <= limits.relative_l2:
                 return Divergence(walked.name, None, found.token, "relative_l2", found.relative_l2, limits.relative_l2, name, found.prompt)
     return fault
 

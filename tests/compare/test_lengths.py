@@ -70,3 +70,12 @@ def test_the_table_fits_a_terminal(moetrt, long):
     lines = moetrt("compare", long / "ort", long / "model", "--lengths", "100,200").out.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[-1] == "same"
+
+
+def test_the_page_of_long_contexts_stands_alone(moetrt, long, tmp_path):
+    result = moetrt("compare", long / "ort", long / "model", "--lengths", "100,200", "--report", tmp_path / "page.html")
+    assert result.code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<path class=\"c") >= 20
+    assert "http" not in page
+    assert json.loads((tmp_path / "compare.json").read_text())["mode"] == "lengths"

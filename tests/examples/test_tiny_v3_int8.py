@@ -72,3 +72,10 @@ def test_a_fast_engine_costs_little_more(costs, scheme):
 def test_fewer_bits_cost_more(costs):
     kls = [costs[scheme].kl for scheme in MOST_KL]
     assert kls == sorted(kls)
+
+
+@pytest.mark.parametrize("name", ["int8", "int8-dynamic", f"int8-weights{FAST}", "int4-weights"])
+def test_comparing_with_the_float_graphs_keeps_the_schemes_tolerance_in_every_mode(moetrt, costs, road, name):
+    for mode in ("logits", "segments", "drift"):
+        result = moetrt("compare", road / "graphs", road / "engines" / name, "--prompts", FOLDER / "prompts-heldout.txt", "--samples", "4", "--mode", mode)
+        assert result.code == 0, result.out
