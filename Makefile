@@ -60,9 +60,10 @@ engines: $(if $(SCHEME),calibration,graphs) ## Export MODEL, quantise it, build 
 	set -e; for backend in $(BACKENDS); do $(MAKE) --no-print-directory engine BACKEND=$$backend; done
 	$(BIN)/moetrt run $(ENGINES)/ort --prompt "$(PROMPT)" --max-tokens 48
 
-compare: engines ## Engines against transformers; against TensorRT where a GPU can run it
-	$(BIN)/moetrt compare $(ENGINES)/ort $(MODEL) --prompts $(HELDOUT)
-	@echo "TensorRT: skipped, running its engines needs a CUDA device and a TensorRT session, which does not exist yet."
+compare: engines ## Engines against transformers, with a page of what was seen; against TensorRT's plans without running them
+	$(BIN)/moetrt compare $(ENGINES)/ort $(MODEL) --prompts $(HELDOUT) --report $(OUT)/report.html
+	@if [ -d $(ENGINES)/tensorrt-rtx ]; then $(BIN)/moetrt compare $(ENGINES)/ort $(ENGINES)/tensorrt-rtx --build-only; fi
+	@echo "Running TensorRT's engines: skipped, it needs a CUDA device and a TensorRT session, which does not exist yet."
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest

@@ -27,6 +27,7 @@ from .walk import (
     walk_logits,
     walk_segments,
 )
+from .zoom import look_inside
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,6 +201,10 @@ def judge(request: CompareRequest, left: Side, right: Side, rows: list[list[int]
         part = first_apart(seen.segments, limits)
         told += [] if part else [GROWS]
         fault = part or fault
+    example = {walked.name: walked.example for walked in seen.segments}.get(fault.segment) if fault else None
+    if example:
+        fault = replace(fault, inside=look_inside(left, right, example, fault.rank))
+        told += [] if fault.inside else [SAME_PLAN]
     ours, theirs = names_of(request, left, right)
     shown = seen.drift if request.mode == "drift" else seen.segments
     seen.comparison = Comparison(
@@ -224,6 +229,7 @@ FAULTS: dict[str, Callable[[Evidence], Divergence | None]] = {
     "drift": lambda seen: first_drifted(seen.drift, seen.limits),
 }
 """Mode → how its evidence is judged."""
+SAME_PLAN = "compare with graphs or engines of the same plan (moetrt export MODEL --tensor N) to be told the rank and what differs inside the segment"
 GROWS = "each segment alone is within its tolerance: the difference grows along the chain (--mode drift), or lies in how the graph is run as a whole"
 
 

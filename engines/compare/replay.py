@@ -131,11 +131,11 @@ def _redo(segment: Any, example: Example, rank: int, made: Any) -> Redone:
         named = {"logits": "logits"} | {name: f"{example.segment}.{name}" for name in ("hidden", "update")}
         return Redone({}, {named[name]: value[None] for name, value in made.first.items() if name in named}, None)
     rank = rank if rank in segment.pieces else min(segment.pieces)
-    feeds = segment.feeds(rank, example.given, _cache(segment, rank, example))
+    feeds = segment.feeds(rank, example.given, cache_of(segment, rank, example))
     return Redone(feeds, segment.outputs(rank, feeds), segment.pieces[rank])
 
 
-def _cache(segment: ChainSegment, rank: int, example: Example) -> "dict[str, np.ndarray]":
+def cache_of(segment: ChainSegment, rank: int, example: Example) -> "dict[str, np.ndarray]":
     """The left side's cache before the step; zeros where the left side is a checkpoint, whose cache is its own."""
     given: Given = example.given
     fresh = {name: buffer.numpy() for name, buffer in segment.begin(given.start + given.token_ids.shape[1])[rank].items()}

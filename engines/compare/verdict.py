@@ -29,12 +29,14 @@ class Divergence:
     prompt: int | None = None
     note: str = ""
     """What it looks like, in words."""
+    inside: tuple[str, ...] = ()
+    """What the two graphs of the segment hold or make differently, a line each."""
 
     def told(self) -> str:
         where = f"rank {self.rank}, " if self.rank is not None else ""
         at = "" if self.token is None else f", furthest at token {self.token} of prompt {self.prompt + 1}"
         told = f"first apart: {self.segment} ({where}{self.tensor}): {self.metric} {self.value:.3g} is beyond {self.tolerance:.3g}{at}"
-        return f"{told}\n{self.note}" if self.note else told
+        return "\n".join([told, *([self.note] if self.note else []), *(f"  {line}" for line in self.inside)])
 
 
 def end_to_end(sums: Iterable[Accumulator], limits: Tolerance) -> Divergence | None:
@@ -103,7 +105,7 @@ def _looks_like(walked: Walked, found: SegmentDifference, metric: str) -> str:
     if _parts_agree(walked):
         return "every rank's part agrees: what joins the parts does not"
     if metric == "experts_changed" or (found.experts_changed or 0) > 0:
-        return f"{found.experts_changed:.1%} of the tokens go to other experts: look at the router, its bias, its groups"
+        return f"{found.experts_changed:.1%} of the tokens go to other experts: look at the norm, the router, its bias, its groups"
     if found.tensor == "hidden" and walked.name != "embed":
         return "the residual stream is not the sum of what the segment was given"
     if found.tensor == "latents":

@@ -71,10 +71,12 @@ def test_the_segment_of_a_fault_is_named(found, reference, name):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_logits_alone_lead_to_the_segment_and_the_rank(found, engines, int8, name):
+def test_logits_alone_lead_to_the_segment_the_rank_and_the_cause(found, engines, int8, name):
+    """With sound engines of the same plan, what differs inside is told by name."""
     sound = int8() if FAULTS[name].scheme else engines("v3", 2)
-    report = found(name, sound, "logits")
-    assert (report["first_divergent"]["segment"], report["first_divergent"]["rank"]) == (FAULTS[name].segment, FAULTS[name].rank)
+    first = found(name, sound, "logits")["first_divergent"]
+    assert (first["segment"], first["rank"]) == (FAULTS[name].segment, FAULTS[name].rank)
+    assert FAULTS[name].inside in "\n".join(first["inside"])
 
 
 @pytest.mark.parametrize("name", FAULTS)
