@@ -48,6 +48,7 @@ EXTRAS = {
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
     "tensorrt_rtx_bindings": "tensorrt-rtx",
+    "polygraphy": "debug",
     "transformers": "test",
     "safetensors": "test",
 }

@@ -20,6 +20,7 @@ from exporter.plan.manifest import GraphsRank
 from .chain_side import ChainSegment, ChainSide
 from .pieces import Piece
 from .sides import Given, Side
+from .tolerances import Tolerance
 from .walk import Example
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ COPIED = 16 << 20
 """Bytes of weights that are copied at once."""
 NOTHING = Capabilities("any", frozenset(), frozenset({"fp32", "fp16", "bf16"}), collectives_inside=False, needs_gpu_to_run=False, extra="ort")
 """What every ONNX backend has: the standard ops."""
-POLYGRAPHY = "pip install polygraphy"
+POLYGRAPHY = "pip install 'moetrt[debug]'"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def _write(folder: Path, evidence: "Evidence", example: Example, rank: int | Non
         if one.piece:
             np.savez(folder / f"{name}.inputs.npz", **one.feeds)
             _write_graph(folder, name, sides[name], one.piece, rank)
-    commands, notes = _commands(folder, sides, redone)
+    commands, notes = _commands(folder, sides, redone, _allowed(evidence.limits, redone))
     return Replay(
         segment=example.segment,
         rank=rank,
@@ -177,44 +178,54 @@ def _move(tensor: "onnx.TensorProto", source: Path, file: Any, name: str) -> Non
         tensor.external_data.add(key=key, value=str(value))
 
 
-def _commands(folder: Path, sides: dict[str, Side], redone: dict[str, Redone]) -> tuple[list[str], list[str]]:
+def _commands(folder: Path, sides: dict[str, Side], redone: dict[str, Redone], allowed: float) -> tuple[list[str], list[str]]:
     """Lines for polygraphy, whose files are written where it is installed."""
     try:
-        written = {name: _write_polygraphy(folder, name, one) for name, one in redone.items()}
+        for name, one in redone.items():
+            _write_polygraphy(folder, name, one)
     except ImportError:
         return [], [f"the lines that run it again need polygraphy's own files: {POLYGRAPHY}, and compare again"]
     lines, notes, graphs = [], [], [name for name, one in redone.items() if one.piece]
     for name in graphs:
         other = "right" if name == "left" else "left"
         shared = redone[name].made.keys() & redone[other].made.keys()
-        lines.append(_line(name, name, "--onnxrt"))
+        lines.append(_line(name, name, "--onnxrt", allowed))
         if shared:
-            lines.append(_line(name, other, "--onnxrt"))
+            lines.append(_line(name, other, "--onnxrt", allowed))
         else:
             notes.append(f"{name} and {other} have no result in common, since their plans differ: each line only says that a side does again what it did")
     for name in graphs:
         side = sides[name]
         if isinstance(side, ChainSide) and isinstance(side.records[0], GraphsRank):
-            lines += [_line(name, name, "--trt"), f"POLYGRAPHY_USE_TENSORRT_RTX=1 {_line(name, name, '--trt')}"]
+            lines += [_line(name, name, "--trt", allowed), f"POLYGRAPHY_USE_TENSORRT_RTX=1 {_line(name, name, '--trt', allowed)}"]
             notes.append("the lines with --trt need a CUDA device, and tensorrt or tensorrt_rtx")
             break
-    assert written
     return list(dict.fromkeys(lines)), list(dict.fromkeys(notes))
 
 
-def _line(graph: str, outputs: str, backend: str) -> str:
-    parts = ["polygraphy", "run", f"{graph}.onnx", backend, "--load-inputs", f"{graph}.inputs.json", "--load-outputs", f"{outputs}.json", "--atol", "1e-4", "--rtol", "1e-3"]
+def _line(graph: str, outputs: str, backend: str, allowed: float) -> str:
+    """:param allowed: largest difference of one number."""
+    parts = ["polygraphy", "run", f"{graph}.onnx", backend, "--load-inputs", f"{graph}.inputs.json", "--load-outputs", f"{outputs}.json", "--atol", f"{allowed:.0e}", "--rtol", "0"]
     return shlex.join(parts)
 
 
-def _write_polygraphy(folder: Path, name: str, one: Redone) -> bool:
+def _allowed(limits: Tolerance, redone: dict[str, Redone]) -> float:
+    """As much as a token may be off, of a number of usual size; a number is off by more than its token's share now and then."""
+    import numpy as np
+
+    sizes = [float(np.sqrt(np.nanmean(np.square(value, dtype=np.float64)))) for one in redone.values() for name, value in one.made.items() if value.dtype.kind == "f" and not name.endswith(".cache.out")]
+    return 4 * limits.token * max([size for size in sizes if np.isfinite(size)], default=1.0)
+
+
+def _write_polygraphy(folder: Path, name: str, one: Redone) -> None:
     """Inputs and outputs as polygraphy saves and loads them."""
     from polygraphy.comparator import RunResults
     from polygraphy.json import save_json
+    from polygraphy.logger import G_LOGGER
 
+    G_LOGGER.module_severity = G_LOGGER.ERROR
     if one.piece:
         save_json([one.feeds], str(folder / f"{name}.inputs.json"))
     results = RunResults()
     results.add([one.made], runner_name=f"{name} as compared")
     results.save(str(folder / f"{name}.json"))
-    return True
