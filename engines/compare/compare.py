@@ -17,7 +17,7 @@ from .lengths import LengthsComparison, compare_lengths, read_lengths
 from .metrics import Accumulator, Difference, SegmentDifference
 from .sides import Side, open_side, segment_names
 from .tolerances import Tolerance, read_tolerance, tolerance
-from .verdict import Divergence, end_to_end, first_apart, first_drifted
+from .verdict import Divergence, end_to_end, first_apart, first_drifted, wrapped
 from .walk import (
     DECODE,
     Walked,
@@ -85,9 +85,9 @@ class Comparison:
         lines += [f"{one.name:8} {one.tokens:7} {one.max_abs:9.3g} {one.relative_l2:9.3g} {one.cosine:10.7f} {one.kl:9.3g} {one.top1_agreement:8.2%} {one.top1_flips:7.2%}" for one in self.outputs]
         if self.segments:
             lines += ["", *_worst_segments(self.segments, self.mode)]
-        lines += [f"note: {note}" for note in self.notes]
+        lines += [wrapped(f"note: {note}") for note in self.notes]
         fault = self.first_divergent
-        return "\n".join([*lines, *(["", fault.told()] if fault else []), self.verdict])
+        return "\n".join([*lines, *(["", wrapped(fault.told())] if fault else []), self.verdict])
 
 
 SHOWN = 6

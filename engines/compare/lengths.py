@@ -10,7 +10,7 @@ from exporter.errors import UsageError
 
 from .metrics import Accumulator, Difference
 from .tolerances import Tolerance
-from .verdict import Divergence, end_to_end
+from .verdict import Divergence, end_to_end, wrapped
 
 if TYPE_CHECKING:
     from .sides import Side
@@ -63,9 +63,9 @@ class LengthsComparison:
         lines += [f"{one.tokens}: {one.beyond_original} tokens beyond the original context, {one.chunk} at a time" for one in self.lengths]
         worst = max(self.outputs, key=lambda one: one.kl)
         lines += [f"KL at most {worst.kl:.2g} nats a token; likeliest tokens agree on {min(one.top1_agreement for one in self.outputs):.2%} or more"]
-        lines += [f"note: {note}" for note in self.notes]
+        lines += [wrapped(f"note: {note}") for note in self.notes]
         fault = self.first_divergent
-        return "\n".join([*lines, *(["", fault.told()] if fault else []), self.verdict])
+        return "\n".join([*lines, *(["", wrapped(fault.told())] if fault else []), self.verdict])
 
 
 def read_lengths(text: str) -> tuple[int, ...]:

@@ -47,4 +47,4 @@ def _table(made: LengthsComparison) -> str:
     head = ("tokens", *(f"{100 * (part + 1) // DEPTHS}%" for part in range(DEPTHS)))
     rows = [(f"{one.tokens:,}", *(number(depth.relative_l2) for depth in one.depths)) for one in made.lengths]
     kl = [(f"{one.tokens:,}", *(number(depth.kl) for depth in one.depths)) for one in made.lengths]
-    return section("Figures", "Relative L2 of each cell, then mean KL in nats.", table(head, rows), table(head, kl))
+    return section("Figures", "Of each cell.", "<h3>Relative L2</h3>", table(head, rows), "<h3>Mean KL, in nats</h3>", table(head, kl))

@@ -1,5 +1,6 @@
 """From what a walk found to what it means: the first segment beyond its tolerance, which rank it is, and what to look at."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -36,7 +37,12 @@ class Divergence:
         where = f"rank {self.rank}, " if self.rank is not None else ""
         at = "" if self.token is None else f", furthest at token {self.token} of prompt {self.prompt + 1}"
         told = f"first apart: {self.segment} ({where}{self.tensor}): {self.metric} {self.value:.3g} is beyond {self.tolerance:.3g}{at}"
-        return "\n".join([told, *([self.note] if self.note else []), *(f"  {line}" for line in self.inside)])
+        return "\n".join([told, *([self.note] if self.note else []), *(f"- {line}" for line in self.inside)])
+
+
+def wrapped(text: str) -> str:
+    """For a terminal of 80 columns; what follows the first line of each is indented."""
+    return "\n".join(textwrap.fill(line, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) for line in text.splitlines())
 
 
 def end_to_end(sums: Iterable[Accumulator], limits: Tolerance) -> Divergence | None:

@@ -114,9 +114,10 @@ def read_comparison(path: Path) -> Found:
     facts |= {"verdict": str(data["verdict"]), "first fault": _fault(fault) if isinstance(fault, dict) else "none"}
     outputs = tuple(_output(one) for one in data["outputs"])
     known = {"kind", "version", "verdict", "first_divergent", "outputs", *facts}
+    told = tuple(str(one) for one in (fault.get("note"), *(fault.get("inside") or ())) if one) if isinstance(fault, dict) else ()
     also = tuple(f"{key}: {_brief(value)}" for key, value in data.items() if key not in known and value not in (None, [], {}))
     line = f"comparison: {data['verdict']}" + (f", first at {fault.get('segment')}" if isinstance(fault, dict) else "")
-    return Found(Inspection(str(path), "comparison", line, facts, data, lists={"outputs": outputs, "also": also}), unproven=UNRECORDED)
+    return Found(Inspection(str(path), "comparison", line, facts, data, lists=({"told": told} if told else {}) | {"outputs": outputs, "also": also}), unproven=UNRECORDED)
 
 
 def _side(value: Any) -> str:
@@ -154,9 +155,10 @@ def read_replay(path: Path) -> Found:
     data = files.read_json(folder / REPLAY)
     if not isinstance(data, dict) or data.get("kind") != "replay":
         raise LoadError(f"{folder / REPLAY} is of kind {data.get('kind') if isinstance(data, dict) else type(data).__name__!r}, where 'replay' is expected.")
-    facts = {key.replace("_", " "): _brief(value) for key, value in data.items() if key not in ("kind", "version")}
+    listed = {key: tuple(map(str, data[key])) for key in ("commands", "notes") if isinstance(data.get(key), list) and data[key]}
+    facts = {key.replace("_", " "): _brief(value) for key, value in data.items() if key not in ("kind", "version", "commands", "notes")}
     beside = tuple(f"{one.name}  {megabytes(one.stat().st_size)}" for one in sorted(folder.iterdir()) if one.is_file() and one.name != REPLAY)
-    return Found(Inspection(str(path), "replay", f"replay of {data.get('segment', 'a segment')}", facts, data, lists={"files": beside}), unproven=("the replay: nothing records its hashes",))
+    return Found(Inspection(str(path), "replay", f"replay of {data.get('segment', 'a segment')}", facts, data, lists=listed | {"files": beside}), unproven=("the replay: nothing records its hashes",))
 
 
 def is_layers(data: Any) -> bool:
