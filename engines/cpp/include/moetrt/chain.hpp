@@ -1,0 +1,65 @@
+// The ranks of an engine set as one model: each walks its schedule up to a collective in turn.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "moetrt/array.hpp"
+#include "moetrt/manifest.hpp"
+#include "moetrt/sampler.hpp"
+#include "moetrt/session.hpp"
+
+namespace moetrt {
+
+// The latent cache: one buffer a layer and rank, read and written in place.
+struct Cache {
+  std::int64_t batch = 0;
+  std::int64_t context = 0;
+  std::map<int, Values> ranks;  // rank → state input → buffer
+};
+
+struct Generation {
+  std::int64_t max_tokens = 64;
+  Sampling sampling;
+  bool ignore_eos = false;
+};
+
+class Chain {
+ public:
+  // Opens the engines in `folder` for ONNX Runtime on a CPU. :param threads: in all, which ranks have in turn; the cores at hand when 0.
+  // Throws Error: ranks are missing, damaged or not made for each other, or the backend does not run here.
+  static Chain load(const std::filesystem::path& folder, int threads = 0);
+
+  Chain(Chain&&) noexcept;
+  ~Chain();
+
+  // Logits of every token, from an empty cache. *Shape:* float32 (tokens, vocab)
+  std::vector<float> logits(std::span<const std::int64_t> token_ids);
+
+  // New tokens after a prompt; the end-of-sequence token ends them and is not among them.
+  // :param each: called with each token as soon as it is known.
+  std::vector<std::int64_t> generate(std::span<const std::int64_t> token_ids, const Generation& options = {}, const std::function<void(std::int64_t)>& each = {});
+
+  // Logits of the selected new tokens, whose latents the cache holds afterwards.
+  // :param token_ids: int64 (batch, tokens), rows padded on the right. :param start: int64 (batch). :param select: int64 (batch, selected)
+  // :returns: float32 (batch, selected, vocab); the next step writes over it.
+  Array step(const Array& token_ids, const Array& start, const Array& select, Cache& cache);
+
+  // A cache for `batch` rows of up to `tokens` tokens; the last one is used again where it fits.
+  Cache& cache(std::int64_t batch, std::int64_t tokens);
+
+  [[nodiscard]] const Manifest& manifest() const;
+
+ private:
+  struct Parts;
+  explicit Chain(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+}  // namespace moetrt

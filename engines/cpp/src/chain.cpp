@@ -1,0 +1,175 @@
+#include "moetrt/chain.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <thread>
+
+#include "moetrt/error.hpp"
+
+namespace moetrt {
+namespace {
+
+constexpr std::int64_t kPrefill = 256;  // prompt tokens that go through the model at once
+constexpr std::int64_t kCacheStep = 64;  // cache lengths are multiples of this
+constexpr const char* kProvider = "CPUExecutionProvider";
+
+Array numbers(std::vector<std::int64_t> shape, const std::vector<std::int64_t>& values) {
+  Array array("int64", std::move(shape));
+  std::memcpy(array.data(), values.data(), array.bytes());
+  return array;
+}
+
+Array range(std::int64_t count) {
+  Array array("int64", {1, count});
+  for (std::int64_t place = 0; place < count; ++place) array.as<std::int64_t>()[place] = place;
+  return array;
+}
+
+}  // namespace
+
+struct Chain::Parts {
+  std::vector<Manifest> ranks;
+  std::vector<std::map<std::string, Session>> sessions;  // rank → launch → session
+  std::optional<Cache> kept;
+
+  [[nodiscard]] const Manifest& first() const { return ranks.front(); }
+
+  void check(std::span<const std::int64_t> row, std::int64_t more) const {
+    if (row.empty()) throw Error("the prompt has no tokens.", "Give at least one token id.");
+    for (std::size_t position = 0; position < row.size(); ++position)
+      if (row[position] < 0 || row[position] >= first().vocab)
+        throw Error("token id " + std::to_string(row[position]) + " at position " + std::to_string(position) + " is not in the vocabulary of " + std::to_string(first().vocab) + ".", "Ids are 0 to " + std::to_string(first().vocab - 1) + ".");
+    if (more < 0) throw Error("max_tokens is " + std::to_string(more) + "; it must be 0 or more.");
+    if (static_cast<std::int64_t>(row.size()) + more > first().max_context)
+      throw Error(std::to_string(row.size()) + " prompt tokens and " + std::to_string(more) + " new ones are beyond the engines' context of " + std::to_string(first().max_context) + ".", "Ask for fewer, or build with a larger --max-context.");
+  }
+
+  // The ranks of one stage, all of them up to each collective in turn; what they send is among the values of the next.
+  void walk_stage(int stage, std::vector<Values>& values, Cache& cache) {
+    const int tensor = first().tensor, begin = stage * tensor;
+    const auto& steps = ranks[begin].assembly.steps;
+    for (std::size_t place = 0; place < steps.size(); ++place)
+      for (int rank = begin; rank < begin + tensor; ++rank) {
+        const Step& step = ranks[rank].assembly.steps[place];
+        if (const auto* launch = std::get_if<Launch>(&step))
+          sessions[rank].at(launch->graph).run(values[rank], cache.ranks.at(rank));
+        else if (rank == begin && !std::holds_alternative<Send>(step) && !std::holds_alternative<Receive>(step))
+          join(place, begin, values);
+      }
+    for (int rank = begin; rank < begin + tensor; ++rank)
+      for (const std::string& name : ranks[rank].assembly.sent()) values[rank + tensor][name] = found(values[rank], name);
+  }
+
+  static const Array& found(const Values& values, const std::string& name) {
+    const auto there = values.find(name);
+    if (there == values.end()) throw Error("the schedule joins or sends " + name + ", which nothing before it makes.", "It is damaged; build it again.");
+    return there->second;
+  }
+
+  void join(std::size_t place, int begin, std::vector<Values>& values) {
+    const Step& step = ranks[begin].assembly.steps[place];
+    const auto* reduce = std::get_if<AllReduce>(&step);
+    const auto* gather = std::get_if<AllGather>(&step);
+    const std::string& value = reduce ? reduce->value : gather->value;
+    const std::string& result = reduce ? reduce->result : gather->result;
+    std::vector<Array> parts;
+    for (int rank = begin; rank < begin + first().tensor; ++rank) parts.push_back(found(values[rank], value));
+    const Array whole = reduce ? all_reduce(parts) : all_gather(parts);
+    for (int rank = begin; rank < begin + first().tensor; ++rank) values[rank][result] = whole;
+  }
+};
+
+Chain::Chain(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+Chain::Chain(Chain&&) noexcept = default;
+Chain::~Chain() = default;
+
+Chain Chain::load(const std::filesystem::path& folder, int threads) {
+  auto parts = std::make_unique<Parts>();
+  parts->ranks = Manifest::read_set(folder);
+  const int cores = threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  for (const Manifest& rank : parts->ranks) {
+    if (rank.backend != "ort" || (!rank.providers.empty() && rank.providers.front() != kProvider))
+      throw Error(rank.folder.string() + " holds engines of " + rank.backend + ", which this runtime cannot run: it has ONNX Runtime on a CPU alone.", "Build with --backend ort to run here.");
+    const auto& steps = rank.assembly.steps;
+    const auto& mate = parts->ranks[static_cast<std::size_t>(rank.rank / rank.tensor * rank.tensor)].assembly.steps;
+    if (steps.size() != mate.size() || !std::equal(steps.begin(), steps.end(), mate.begin(), [](const Step& one, const Step& other) { return one.index() == other.index(); }))
+      throw Error(rank.folder.string() + " has another schedule than the ranks of its stage.", "Build the ranks of one set from one set of graphs.");
+    std::map<std::string, Session> opened;
+    for (const auto& [launch, file] : rank.assembly.graphs) opened.emplace(launch, Session(rank, launch, cores, rank.assembly.graphs.size() == 1));
+    parts->sessions.push_back(std::move(opened));
+  }
+  return Chain(std::move(parts));
+}
+
+const Manifest& Chain::manifest() const { return parts_->first(); }
+
+Cache& Chain::cache(std::int64_t batch, std::int64_t tokens) {
+  const std::int64_t context = std::min((tokens + kCacheStep - 1) / kCacheStep * kCacheStep, manifest().max_context);
+  std::optional<Cache>& kept = parts_->kept;
+  if (kept && kept->batch == batch && kept->context == context) return *kept;
+  kept.emplace(Cache{batch, context, {}});
+  for (const Manifest& rank : parts_->ranks) {
+    Values& buffers = kept->ranks[rank.rank];
+    for (const auto& [launch, signature] : rank.assembly.signatures)
+      for (const State& state : signature.states) {
+        const auto tensor = std::find_if(signature.inputs.begin(), signature.inputs.end(), [&](const Tensor& one) { return one.name == state.input; });
+        std::vector<std::int64_t> shape;
+        for (const Dim& dim : tensor->shape) {
+          const auto* name = std::get_if<std::string>(&dim);
+          shape.push_back(!name ? std::get<std::int64_t>(dim) : *name == "batch" ? batch : context);
+        }
+        buffers.emplace(state.input, Array(tensor->dtype, shape));
+      }
+  }
+  return *kept;
+}
+
+Array Chain::step(const Array& token_ids, const Array& start, const Array& select, Cache& cache) {
+  const Values given{{"token_ids", token_ids}, {"start", start}, {"select", select}};
+  std::vector<Values> values(parts_->ranks.size(), given);
+  for (int stage = 0; stage < manifest().pipeline; ++stage) parts_->walk_stage(stage, values, cache);
+  return Parts::found(values.back(), "logits");
+}
+
+std::vector<float> Chain::logits(std::span<const std::int64_t> token_ids) {
+  parts_->check(token_ids, 0);
+  const auto tokens = static_cast<std::int64_t>(token_ids.size());
+  Cache& latents = cache(1, tokens);
+  std::vector<float> found;
+  found.reserve(token_ids.size() * static_cast<std::size_t>(manifest().vocab));
+  for (std::int64_t begin = 0; begin < tokens; begin += kPrefill) {
+    const std::int64_t count = std::min(kPrefill, tokens - begin);
+    const Array ids = numbers({1, count}, {token_ids.begin() + begin, token_ids.begin() + begin + count});
+    const Array made = step(ids, numbers({1}, {begin}), range(count), latents);
+    found.insert(found.end(), made.as<float>(), made.as<float>() + made.size());
+  }
+  return found;
+}
+
+std::vector<std::int64_t> Chain::generate(std::span<const std::int64_t> token_ids, const Generation& options, const std::function<void(std::int64_t)>& each) {
+  parts_->check(token_ids, options.max_tokens);
+  Sampler sampler(options.sampling, 0);
+  std::vector<std::int64_t> tokens;
+  if (options.max_tokens == 0) return tokens;
+  const auto prompt = static_cast<std::int64_t>(token_ids.size());
+  Cache& latents = cache(1, prompt + options.max_tokens);
+  Array row;
+  for (std::int64_t begin = 0; begin < prompt; begin += kPrefill) {
+    const std::int64_t count = std::min(kPrefill, prompt - begin);
+    const bool last = begin + count == prompt;
+    const Array ids = numbers({1, count}, {token_ids.begin() + begin, token_ids.begin() + begin + count});
+    row = step(ids, numbers({1}, {begin}), numbers({1, 1}, {last ? count - 1 : 0}), latents);
+  }
+  const auto& stops = manifest().eos;
+  for (std::int64_t number = 0;; ++number) {
+    const std::int64_t token = sampler.next({row.as<float>(), row.size()});
+    if (!options.ignore_eos && std::find(stops.begin(), stops.end(), token) != stops.end()) return tokens;
+    tokens.push_back(token);
+    if (each) each(token);
+    if (number + 1 == options.max_tokens) return tokens;
+    row = step(numbers({1, 1}, {token}), numbers({1}, {prompt + number}), numbers({1, 1}, {0}), latents);
+  }
+}
+
+}  // namespace moetrt

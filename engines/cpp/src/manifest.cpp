@@ -1,0 +1,305 @@
+#include "moetrt/manifest.hpp"
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <set>
+#include <sstream>
+
+#include <nlohmann/json.hpp>
+
+#include "moetrt/error.hpp"
+
+namespace moetrt {
+namespace {
+
+using Json = nlohmann::json;
+namespace fs = std::filesystem;
+
+constexpr const char* kFile = "manifest.json";
+constexpr const char* kKind = "engine-rank";
+constexpr int kVersion = 1;
+constexpr int kMostRanks = 4096;  // beyond any plan: a record that says more is damaged
+constexpr const char* kDamaged = "The file is damaged or was edited; make it anew.";
+
+// Text as Python's repr shows it, at most 60 characters of it.
+std::string shown(const Json& value) {
+  std::string text = value.is_string() ? value.get<std::string>() : value.dump(-1, ' ', false, Json::error_handler_t::replace);
+  if (text.size() > 60) text.resize(60);
+  return "'" + text + "'";
+}
+
+// A record's object, and where it stands in its file.
+class Object {
+ public:
+  Object(const Json& data, std::string where) : data_(data), where_(std::move(where)) {
+    if (!data.is_object()) expected("an object");
+  }
+
+  // Refuses fields that are not among `known`.
+  const Object& only(const std::set<std::string>& known) const {
+    for (const auto& [name, value] : data_.items())
+      if (!known.count(name)) throw Error(where_ + " has the unknown field '" + name + "'.", "It was written by another version of moetrt; make it anew.");
+    return *this;
+  }
+
+  [[nodiscard]] const Json& at(const std::string& name) const {
+    const auto found = data_.find(name);
+    if (found == data_.end()) throw Error(where_ + " lacks the field '" + name + "'.", "The file is damaged or of another version; make it anew.");
+    return *found;
+  }
+
+  [[nodiscard]] bool has(const std::string& name) const { return data_.contains(name) && !data_.at(name).is_null(); }
+  [[nodiscard]] Object object(const std::string& name) const { return {at(name), where_ + "." + name}; }
+
+  [[nodiscard]] std::string text(const std::string& name) const {
+    const Json& value = at(name);
+    if (!value.is_string()) throw wrong(name, value, "str");
+    return value.get<std::string>();
+  }
+
+  [[nodiscard]] std::int64_t number(const std::string& name, std::int64_t low, std::int64_t high) const {
+    const Json& value = at(name);
+    if (!value.is_number_integer() || (value.is_number_unsigned() && value.get<std::uint64_t>() > static_cast<std::uint64_t>(INT64_MAX))) throw wrong(name, value, "int");
+    const auto found = value.get<std::int64_t>();
+    if (found < low || found > high) throw wrong(name, value, "a number from " + std::to_string(low) + " to " + std::to_string(high));
+    return found;
+  }
+
+  [[nodiscard]] const Json& list(const std::string& name) const {
+    const Json& value = at(name);
+    if (!value.is_array()) throw wrong(name, value, "a list");
+    return value;
+  }
+
+  [[nodiscard]] const std::string& where() const { return where_; }
+  [[nodiscard]] const Json& data() const { return data_; }
+
+ private:
+  [[noreturn]] void expected(const std::string& wanted) const { throw Error(where_ + " is " + shown(data_) + ", where " + wanted + " is expected.", kDamaged); }
+  [[nodiscard]] Error wrong(const std::string& name, const Json& value, const std::string& wanted) const {
+    return Error(where_ + "." + name + " is " + shown(value) + ", where " + wanted + " is expected.", kDamaged);
+  }
+
+  const Json& data_;
+  std::string where_;
+};
+
+std::vector<std::string> texts(const Object& from, const std::string& name) {
+  std::vector<std::string> found;
+  for (const Json& value : from.list(name)) {
+    if (!value.is_string()) throw Error(from.where() + "." + name + " holds " + shown(value) + ", where str is expected.", kDamaged);
+    found.push_back(value.get<std::string>());
+  }
+  return found;
+}
+
+// A file beside the manifest: a name, never a way out of the folder.
+std::string file_name(const std::string& name, const std::string& where) {
+  if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos || name.find('\\') != std::string::npos || name.find('\0') != std::string::npos)
+    throw Error(where + " names the file '" + name + "', which does not lie beside it.", kDamaged);
+  return name;
+}
+
+Tensor read_tensor(const Json& data, const std::string& where) {
+  const Object from(data, where);
+  from.only({"name", "dtype", "shape"});
+  Tensor tensor{from.text("name"), from.text("dtype"), {}};
+  for (const Json& dim : from.list("shape")) {
+    if (dim.is_string())
+      tensor.shape.emplace_back(dim.get<std::string>());
+    else if (dim.is_number_integer() && dim.get<std::int64_t>() >= 0 && dim.get<std::int64_t>() <= INT32_MAX)
+      tensor.shape.emplace_back(dim.get<std::int64_t>());
+    else
+      throw Error(where + ".shape holds " + shown(dim) + ", where a size or a name is expected.", kDamaged);
+  }
+  return tensor;
+}
+
+std::vector<Tensor> read_tensors(const Object& from, const std::string& name) {
+  std::vector<Tensor> found;
+  for (const Json& value : from.list(name)) found.push_back(read_tensor(value, from.where() + "." + name + "[" + std::to_string(found.size()) + "]"));
+  return found;
+}
+
+Signature read_signature(const Object& from) {
+  from.only({"inputs", "outputs", "states"});
+  Signature signature{read_tensors(from, "inputs"), read_tensors(from, "outputs"), {}};
+  for (const Json& value : from.list("states")) {
+    const Object state(value, from.where() + ".states[" + std::to_string(signature.states.size()) + "]");
+    state.only({"input", "output"});
+    signature.states.push_back({state.text("input"), state.text("output")});
+  }
+  const auto there = [](const std::vector<Tensor>& tensors, const std::string& name) {
+    return std::any_of(tensors.begin(), tensors.end(), [&](const Tensor& tensor) { return tensor.name == name; });
+  };
+  for (const State& state : signature.states)
+    if (!there(signature.inputs, state.input) || !there(signature.outputs, state.output))
+      throw Error(from.where() + " has the state '" + state.input + "', which is no input with an output.", kDamaged);
+  return signature;
+}
+
+Step read_step(const Json& data, const std::string& where) {
+  const Object from(data, where);
+  const std::string kind = from.text("kind");
+  if (kind == "launch") return from.only({"kind", "graph"}), Launch{from.text("graph")};
+  if (kind == "all_reduce") return from.only({"kind", "value", "result"}), AllReduce{from.text("value"), from.text("result")};
+  if (kind == "all_gather") return from.only({"kind", "value", "result"}), AllGather{from.text("value"), from.text("result")};
+  if (kind == "send") return from.only({"kind", "values"}), Send{texts(from, "values")};
+  if (kind == "receive") return from.only({"kind", "values"}), Receive{texts(from, "values")};
+  throw Error(where + ".kind is '" + kind + "', where launch, all_reduce, all_gather, send or receive is expected.", kDamaged);
+}
+
+Assembly read_assembly(const Object& from) {
+  from.only({"steps", "graphs", "signatures"});
+  Assembly made;
+  for (const Json& value : from.list("steps")) made.steps.push_back(read_step(value, from.where() + ".steps[" + std::to_string(made.steps.size()) + "]"));
+  const Object graphs = from.object("graphs"), signatures = from.object("signatures");
+  for (const auto& [name, file] : graphs.data().items()) made.graphs[name] = file_name(graphs.text(name), graphs.where());
+  for (const auto& [name, signature] : signatures.data().items()) made.signatures[name] = read_signature(signatures.object(name));
+  for (const Step& step : made.steps) {
+    const auto* launch = std::get_if<Launch>(&step);
+    if (launch && (!made.graphs.count(launch->graph) || !made.signatures.count(launch->graph)))
+      throw Error(from.where() + " launches '" + launch->graph + "', which has no graph or no signature.", kDamaged);
+  }
+  return made;
+}
+
+void read_options(const Object& from, Manifest& made) {
+  if (from.has("config")) {
+    const Object config = from.object("config");
+    for (const auto& [name, value] : config.data().items()) made.config.emplace_back(name, value.is_string() ? value.get<std::string>() : value.dump());
+  }
+  if (from.has("graph_optimization_level")) made.optimization = from.text("graph_optimization_level");
+  if (!from.has("providers")) return;
+  for (const Json& value : from.list("providers")) {
+    const Json& name = value.is_array() && !value.empty() ? value.front() : value;
+    if (!name.is_string()) throw Error(from.where() + ".providers holds " + shown(value) + ", where a name is expected.", kDamaged);
+    made.providers.push_back(name.get<std::string>());
+  }
+}
+
+std::string optional_text(const Object& from, const std::string& name) { return from.has(name) ? from.text(name) : "None"; }
+
+// As Python compares ranks: what they must share, in the order in which it is told.
+void read_identity(const Object& from, Manifest& made) {
+  made.identity.emplace_back("--fast", from.object("options").data().contains("fast") ? "True" : "False");
+  for (const auto& [what, name] : std::vector<std::pair<std::string, std::string>>{{"plan", "plan_hash"}, {"precision", "precision"}, {"attention form", "attention"}, {"backend", "backend"}})
+    made.identity.emplace_back(what, from.text(name));
+  made.identity.emplace_back("--max-context", std::to_string(made.max_context));
+  made.identity.emplace_back("--max-batch", std::to_string(made.max_batch));
+  std::string calibration = "None";
+  if (from.has("quantization")) {
+    const Object made_by = from.object("quantization");
+    calibration = made_by.text("scheme") + " " + optional_text(made_by, "table") + " " + made_by.at("smooth").dump() + " " + made_by.list("float_segments").dump();
+  }
+  made.identity.emplace_back("quantisation", calibration);
+  made.identity.emplace_back("checkpoint", optional_text(from.object("source"), "fingerprint"));
+}
+
+std::string rank_folder(int rank) { return (rank < 10 ? "rank-0" : "rank-") + std::to_string(rank); }
+
+std::string shortened(const std::string& value) { return value.size() == 64 ? value.substr(0, 12) : value; }
+
+void require_alike(const Manifest& record, const Manifest& first, const fs::path& folder) {
+  for (std::size_t place = 0; place < record.identity.size(); ++place) {
+    const auto& [what, mine] = record.identity[place];
+    const std::string& other = first.identity[place].second;
+    if (mine != other)
+      throw Error((folder / rank_folder(record.rank)).string() + " is of another " + what + " than " + rank_folder(first.rank) + ": " + shortened(mine) + ", not " + shortened(other) + ".",
+                  "Ranks of one set must come from one checkpoint and one plan; make the odd rank again with --rank.");
+  }
+}
+
+void check_files(const Manifest& record) {
+  for (const auto& [name, bytes] : record.files) {
+    const fs::path path = record.folder / name;
+    std::error_code failed;
+    if (!fs::is_regular_file(path, failed)) throw Error(path.string() + " is missing.", "Make " + record.folder.string() + " again; its manifest lists the file.");
+    const auto size = fs::file_size(path, failed);
+    if (size != bytes)
+      throw Error(path.string() + " has " + std::to_string(size) + " bytes, its manifest says " + std::to_string(bytes) + ".", "The file is damaged or stale; make " + record.folder.string() + " again.");
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> Assembly::sent() const {
+  for (const Step& step : steps)
+    if (const auto* send = std::get_if<Send>(&step)) return send->values;
+  return {};
+}
+
+Manifest parse_manifest(const std::string& text, const std::string& where) {
+  Json data;
+  try {
+    data = Json::parse(text);
+  } catch (const Json::exception& cause) {
+    throw Error(where + " is not valid JSON: " + cause.what() + ".");
+  }
+  const std::string kind = data.is_object() && data.contains("kind") ? shown(data.at("kind")) : data.is_object() ? "None" : "'" + std::string(data.type_name()) + "'";
+  if (kind != "'" + std::string(kKind) + "'") throw Error(where + " is of kind " + kind + ", where '" + kKind + "' is expected.");
+  const Object from(data, where);
+  if (!data.contains("version") || data.at("version") != kVersion)
+    throw Error(where + " has version " + (data.contains("version") ? data.at("version").dump() : "None") + "; this moetrt reads version " + std::to_string(kVersion) + ".", "Make it anew with this moetrt.");
+  from.only({"backend", "rank", "plan", "plan_hash", "config", "shard", "source", "precision", "attention", "graphs", "max_context", "max_batch", "assembly", "options", "lowerings", "refusals", "files", "request", "tools", "quantization", "kind", "version"});
+  Manifest made;
+  made.backend = from.text("backend");
+  made.rank = static_cast<int>(from.number("rank", 0, kMostRanks));
+  const Object plan = from.object("plan"), config = from.object("config");
+  plan.only({"tensor", "pipeline"});
+  made.tensor = static_cast<int>(plan.number("tensor", 1, kMostRanks));
+  made.pipeline = static_cast<int>(plan.number("pipeline", 1, kMostRanks));
+  made.vocab = config.number("vocab", 1, INT32_MAX);
+  for (const Json& token : config.list("eos")) {
+    if (!token.is_number_integer()) throw Error(config.where() + ".eos holds " + shown(token) + ", where int is expected.", kDamaged);
+    made.eos.push_back(token.get<std::int64_t>());
+  }
+  made.max_context = from.number("max_context", 1, INT32_MAX);
+  made.max_batch = from.number("max_batch", 1, INT32_MAX);
+  made.assembly = read_assembly(from.object("assembly"));
+  read_options(from.object("options"), made);
+  const Object files = from.object("files");
+  for (const auto& [name, stamp] : files.data().items()) made.files[file_name(name, files.where())] = static_cast<std::uintmax_t>(files.object(name).number("bytes", 0, INT64_MAX));
+  read_identity(from, made);
+  return made;
+}
+
+Manifest Manifest::read(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw Error("cannot read " + path.string() + ".");
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  Manifest made = parse_manifest(text, path.string());
+  made.folder = path.parent_path();
+  return made;
+}
+
+std::vector<Manifest> Manifest::read_set(const fs::path& folder) {
+  if (!fs::is_directory(folder)) throw Error(folder.string() + " is not a folder.", "Give the folder that `moetrt build` wrote.");
+  std::map<int, Manifest> ranks;
+  std::set<fs::path> paths;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (entry.path().filename().string().rfind("rank-", 0) == 0 && fs::is_regular_file(entry.path() / kFile)) paths.insert(entry.path() / kFile);
+  for (const fs::path& path : paths) {
+    Manifest record = read(path);
+    const std::string lies = path.parent_path().filename().string();
+    if (lies != rank_folder(record.rank)) throw Error(path.string() + " is of rank " + std::to_string(record.rank) + ", but lies in " + lies + ".", "Folders of ranks must not be renamed.");
+    ranks.emplace(record.rank, std::move(record));
+  }
+  if (ranks.empty()) throw Error(folder.string() + " holds no finished rank (no rank-*/" + kFile + ").", "Give the folder that `moetrt export` or `moetrt build` wrote.");
+  const Manifest& first = ranks.begin()->second;
+  for (const auto& [rank, record] : ranks) require_alike(record, first, folder);
+  const int wanted = first.tensor * first.pipeline;
+  for (int rank = 0; rank < wanted; ++rank)
+    if (!ranks.count(rank))
+      throw Error(folder.string() + " has " + std::to_string(ranks.size()) + " of the " + std::to_string(wanted) + " ranks of its plan; " + rank_folder(rank) + " is missing or unfinished.", "Make it with --rank " + std::to_string(rank) + ".");
+  std::vector<Manifest> found;
+  for (auto& [rank, record] : ranks) {
+    if (rank >= wanted) throw Error("rank " + std::to_string(rank) + " is not in a plan of " + std::to_string(wanted) + " ranks.", "Remove " + (folder / rank_folder(rank)).string() + ".");
+    check_files(record);
+    found.push_back(std::move(record));
+  }
+  return found;
+}
+
+}  // namespace moetrt

@@ -1,0 +1,81 @@
+#include "moetrt/manifest.hpp"
+
+#include <doctest/doctest.h>
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "moetrt/error.hpp"
+
+using namespace moetrt;
+using nlohmann::json;
+
+namespace {
+
+// The record of one rank with one graph, as `moetrt build` writes it, less what running does not read.
+json record() {
+  return json::parse(R"({
+    "backend": "ort", "rank": 0, "plan": {"tensor": 1, "pipeline": 1}, "plan_hash": "p", "config": {"vocab": 32, "eos": [1]}, "shard": {},
+    "source": {"name": "m", "fingerprint": "f", "tensors": 1, "bytes": 1}, "precision": "fp32", "attention": "absorbed", "graphs": "g",
+    "max_context": 64, "max_batch": 4,
+    "assembly": {"steps": [{"kind": "launch", "graph": "rank"}], "graphs": {"rank": "rank.onnx"}, "signatures": {"rank": {
+      "inputs": [{"name": "token_ids", "dtype": "int64", "shape": ["batch", "tokens"]}, {"name": "a.cache", "dtype": "float32", "shape": ["batch", "context", 8]}],
+      "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", "selected", 32]}, {"name": "a.cache.out", "dtype": "float32", "shape": ["batch", "context", 8]}],
+      "states": [{"input": "a.cache", "output": "a.cache.out"}]}}},
+    "options": {"providers": ["CPUExecutionProvider"], "config": {"session.x": "1"}}, "lowerings": [], "refusals": {},
+    "files": {"rank.onnx": {"bytes": 3, "sha256": "s"}}, "request": "r", "tools": {}, "quantization": null, "kind": "engine-rank", "version": 1})");
+}
+
+std::string refusal(const std::function<void(json&)>& change) {
+  json data = record();
+  change(data);
+  try {
+    parse_manifest(data.dump(), "manifest.json");
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+}  // namespace
+
+TEST_CASE("a record is read") {
+  const Manifest made = parse_manifest(record().dump(), "manifest.json");
+  CHECK(made.backend == "ort");
+  CHECK(made.eos == std::vector<std::int64_t>{1});
+  CHECK(std::get<Launch>(made.assembly.steps.at(0)).graph == "rank");
+  CHECK(std::get<std::string>(made.assembly.signatures.at("rank").inputs.at(0).shape.at(1)) == "tokens");
+  CHECK(made.config.at(0) == std::pair<std::string, std::string>{"session.x", "1"});
+}
+
+TEST_CASE("what a record should not say is refused by name") {
+  CHECK(refusal([](json& data) { data["kind"] = "graphs-rank"; }) == "manifest.json is of kind 'graphs-rank', where 'engine-rank' is expected.");
+  CHECK(refusal([](json& data) { data["version"] = 9; }) == "manifest.json has version 9; this moetrt reads version 1.");
+  CHECK(refusal([](json& data) { data["surprise"] = 1; }) == "manifest.json has the unknown field 'surprise'.");
+  CHECK(refusal([](json& data) { data.erase("rank"); }) == "manifest.json lacks the field 'rank'.");
+  CHECK(refusal([](json& data) { data["max_context"] = "many"; }) == "manifest.json.max_context is 'many', where int is expected.");
+  CHECK(refusal([](json& data) { data["assembly"]["steps"][0]["kind"] = "jump"; }).find("'jump'") != std::string::npos);
+  CHECK(refusal([](json& data) { data["assembly"]["steps"][0]["graph"] = "other"; }).find("launches 'other'") != std::string::npos);
+  CHECK(refusal([](json& data) { data["assembly"]["graphs"]["rank"] = "../rank.onnx"; }).find("does not lie beside it") != std::string::npos);
+  CHECK(refusal([](json& data) { data["assembly"]["signatures"]["rank"]["states"][0]["input"] = "b"; }).find("the state 'b'") != std::string::npos);
+  CHECK(refusal([](json& data) { data["plan"]["tensor"] = 0; }).find("manifest.json.plan.tensor") != std::string::npos);
+  CHECK(refusal([](json& data) { data["plan"]["tensor"] = 1e30; }).find("manifest.json.plan.tensor") != std::string::npos);
+}
+
+TEST_CASE("whatever field is lost or of another kind, it is refused or read, and nothing else") {
+  const json whole = record().flatten();
+  for (const auto& [pointer, value] : whole.items())
+    for (const json& other : {json(nullptr), json(-1), json("x"), json::array(), json::object(), json(1e300)}) {
+      json data = record();
+      data[json::json_pointer(pointer)] = other;
+      try {
+        parse_manifest(data.dump(), "manifest.json");
+      } catch (const Error&) {
+      }
+    }
+}
+
+TEST_CASE("text that is no JSON is refused") {
+  for (const char* text : {"", "{", "[]", "null", "\xff\xfe", "{\"kind\": \"engine-rank\"}"}) CHECK_THROWS_AS(parse_manifest(text, "manifest.json"), Error);
+}

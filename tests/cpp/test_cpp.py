@@ -1,0 +1,168 @@
+"""The C++ runtime against the Python one: the same bytes from the same engines, the same words for what is refused."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from engines import load
+from exporter.errors import MoetrtError
+
+PROGRAM = Path(__file__).parents[2] / "build/cpp/moetrt-run"
+LIBRARY = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"))
+PROMPT = [3, 17, 42, 99, 5, 64, 2, 111, 8, 29, 77]
+
+pytestmark = pytest.mark.skipif(not PROGRAM.is_file(), reason="the C++ runtime is not built (make cpp)")
+
+
+def call(folder, *options):
+    words = [PROGRAM, folder, "--onnxruntime", LIBRARY, "--token-ids", ",".join(map(str, PROMPT)), *options]
+    return subprocess.run(list(map(str, words)), capture_output=True, text=True, check=False)
+
+
+def cpp_logits(folder, target):
+    done = call(folder, "--logits", target)
+    assert done.returncode == 0, done.stderr
+    return target.read_bytes()
+
+
+def python_logits(folder, joined=True):
+    with load(folder, joined=joined) as chain:
+        return np.ascontiguousarray(chain.logits(PROMPT), np.float32).tobytes()
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+@pytest.mark.parametrize("family", ["v2-lite", "v2", "v3", "v3-noq"])
+def test_logits_are_pythons_to_the_byte(engines, tmp_path, family, tensor):
+    folder = engines(family, tensor)
+    assert cpp_logits(folder, tmp_path / "logits") == python_logits(folder)
+
+
+@pytest.mark.parametrize("options", [{"pipeline": 2}, {"precision": "fp16"}, {"attention": "naive"}])
+def test_stages_half_precision_and_naive_attention_too(engines, tmp_path, options):
+    folder = engines("v3", 2, **options)
+    # Joined float16 ranks are rounded less often (docs/decisions/0005); C++ walks, rank by rank.
+    assert cpp_logits(folder, tmp_path / "logits") == python_logits(folder, joined="precision" not in options)
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 4])
+def test_int8_engines_too(engines, tmp_path, tensor):
+    from calibration.calibrate import CalibrationRequest, calibrate
+    from calibration.quantize import QuantizeRequest, quantize
+    from engines.build import EngineRequest, build_engines
+
+    graphs, prompts = engines("v3", tensor).parent / "graphs", tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"token_ids": PROMPT}))
+    calibrate(CalibrationRequest(graphs, prompts, tmp_path / "table.json", min_tokens_per_expert=1))
+    quantize(QuantizeRequest(graphs, tmp_path / "graphs-int8", scheme="int8", table=tmp_path / "table.json"))
+    build_engines(EngineRequest(tmp_path / "graphs-int8", "ort", tmp_path / "ort"))
+    assert cpp_logits(tmp_path / "ort", tmp_path / "logits") == python_logits(tmp_path / "ort")
+
+
+def test_long_prompts_go_in_the_same_chunks(engines, tmp_path, monkeypatch):
+    folder = engines("v3", 2)
+    long = np.random.default_rng(0).integers(2, 128, 120).tolist()
+    monkeypatch.setitem(globals(), "PROMPT", long)
+    assert cpp_logits(folder, tmp_path / "logits") == python_logits(folder)
+
+
+@pytest.mark.parametrize(("family", "tensor", "pipeline"), [("v3", 1, 1), ("v3", 2, 2), ("v2-lite", 4, 1)])
+def test_greedy_tokens_are_equal(engines, family, tensor, pipeline):
+    folder = engines(family, tensor, pipeline)
+    report = json.loads(call(folder, "--max-tokens", 16, "--ignore-eos", "--json").stdout)
+    with load(folder) as chain:
+        assert report["tokens"] == chain.generate(PROMPT, max_tokens=16, ignore_eos=True)
+    assert report["prompt_tokens"] == PROMPT
+    assert set(report) == {"prompt_tokens", "tokens", "text", "prefill_tokens_per_second", "decode_tokens_per_second"}
+
+
+def test_a_seed_draws_the_same_tokens_again(engines):
+    folder = engines("v3", 2)
+    drawn = [call(folder, "--max-tokens", 12, "--temperature", 2, "--seed", seed, "--ignore-eos").stdout for seed in (4, 4, 5)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def spoil_size(folder):
+    (folder / "rank-01/embed.onnx").write_bytes(b"short")
+
+
+def lose_file(folder):
+    (folder / "rank-00/weights.safetensors").unlink()
+
+
+def lose_rank(folder):
+    shutil.rmtree(folder / "rank-01")
+
+
+def change(folder, field, value):
+    path = folder / "rank-01/manifest.json"
+    record = json.loads(path.read_text())
+    record[field] = value
+    path.write_text(json.dumps(record))
+
+
+SPOILED = {
+    "another size": spoil_size,
+    "a file lost": lose_file,
+    "a rank lost": lose_rank,
+    "another plan": lambda folder: change(folder, "plan_hash", "0" * 64),
+    "another context": lambda folder: change(folder, "max_context", 64),
+    "another precision": lambda folder: change(folder, "precision", "fp16"),
+    "another kind": lambda folder: change(folder, "kind", "graphs"),
+    "another version": lambda folder: change(folder, "version", 7),
+    "an unknown field": lambda folder: change(folder, "mood", "good"),
+    "a text for a number": lambda folder: change(folder, "max_batch", "many"),
+    "another rank's folder": lambda folder: change(folder, "rank", 0),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_what_python_refuses_is_refused_in_the_same_words(engines, tmp_path, name):
+    folder = Path(shutil.copytree(engines("v3", 2), tmp_path / "ort"))
+    SPOILED[name](folder)
+    with pytest.raises(MoetrtError) as refusal:
+        load(folder)
+    done = call(folder)
+    assert done.returncode == 1
+    told = done.stderr.removeprefix("Error: ").splitlines()
+    assert told[0] == refusal.value.message
+    assert (told[1].removeprefix("Hint: ") if len(told) > 1 else None) == refusal.value.hint
+
+
+def test_requests_that_cannot_be_served_are_refused_in_the_same_words(engines):
+    folder = engines("v3", 2)
+    with load(folder) as chain:
+        for ids, more in (([500], 1), ([-1], 1), ([3] * 100, 100)):
+            with pytest.raises(MoetrtError) as refusal:
+                chain.generate(ids, max_tokens=more)
+            done = subprocess.run([PROGRAM, folder, "--onnxruntime", LIBRARY, "--token-ids", ",".join(map(str, ids)), "--max-tokens", str(more)], capture_output=True, text=True, check=False)
+            assert (done.returncode, done.stderr.splitlines()[0]) == (1, f"Error: {refusal.value.message}")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [(["--max-tokens", "few"], "--max-tokens is 'few'"), (["--max-tokens"], "needs a value"), (["--colour"], "no option '--colour'"), (["--token-ids", "1,x"], "--token-ids is 'x'")],
+)
+def test_wrong_words_are_exit_2(engines, options, told):
+    done = call(engines("v3"), *options)
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
+def test_a_library_that_is_none_is_named(engines):
+    done = subprocess.run([PROGRAM, engines("v3"), "--onnxruntime", "/nowhere/lib.so", "--token-ids", "1"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "/nowhere/lib.so" in done.stderr
+
+
+def test_engines_of_another_backend_are_refused(engines, tmp_path):
+    folder = Path(shutil.copytree(engines("v3", 1), tmp_path / "engines"))
+    path = folder / "rank-00/manifest.json"
+    path.write_text(path.read_text().replace('"backend": "ort"', '"backend": "tensorrt"'))
+    done = call(folder)
+    assert done.returncode == 1
+    assert "engines of tensorrt" in done.stderr
