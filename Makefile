@@ -61,7 +61,7 @@ engines: $(if $(SCHEME),calibration,graphs) ## Export MODEL, quantise it, build 
 	$(BIN)/moetrt run $(ENGINES)/ort --prompt "$(PROMPT)" --max-tokens 48
 
 compare: engines ## Engines against transformers, with a page of what was seen; against TensorRT's plans without running them
-	$(BIN)/moetrt compare $(ENGINES)/ort $(MODEL) --prompts $(HELDOUT) --report $(OUT)/report.html
+	$(BIN)/moetrt compare $(MODEL) $(ENGINES)/ort --prompts $(HELDOUT) --report $(OUT)/report.html
 	@if [ -d $(ENGINES)/tensorrt-rtx ]; then $(BIN)/moetrt compare $(ENGINES)/ort $(ENGINES)/tensorrt-rtx --build-only; fi
 	@echo "Running TensorRT's engines: skipped, it needs a CUDA device and a TensorRT session, which does not exist yet."
 

@@ -31,6 +31,12 @@ SMALL = MID | {"num_hidden_layers": 2, "hidden_size": 256, "num_attention_heads"
     "intermediate_size": 512, "moe_intermediate_size": 256, "n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2, "vocab_size": 512,
 }  # fmt: skip
 """To see that a benchmark runs."""
+NARROW = SMALL | {
+    "hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 64, "kv_lora_rank": 64, "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16, "v_head_dim": 32, "max_position_embeddings": 163840,
+    "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0},
+}  # fmt: skip
+"""With DeepSeek-V3's positions, stretched from 4,096, and little else: for long contexts."""
 
 PERIOD = (1 << 22) - 3
 """Values after which noise repeats: no power of two, or tensors of such sizes would be alike, and a runtime keeps what is alike once."""

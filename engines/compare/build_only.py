@@ -15,7 +15,9 @@ from exporter.errors import LoadError
 from exporter.models import FAMILIES
 from exporter.plan import files
 from exporter.plan import manifest as records
+from exporter.plan.manifest import GraphsRank
 from exporter.plan.parallel import Range, shard
+from exporter.plan.schedule import AllGather, AllReduce
 
 from ..backends.emitted import computing, int8_everywhere
 from ..backends.parsed import INPUT_SCALE
@@ -33,6 +35,8 @@ from .build_sides import (
     segment_of,
 )
 
+WHOLE_RANK = "rank"
+"""Launch name of the graph that holds a whole rank."""
 FLOAT, INT8, ABSENT = "float", "int8", "absent"
 
 
@@ -206,6 +210,8 @@ def _rank_faults(name: str, record: Record, held: RankSide) -> Iterator[Fault]:
     if "fast" not in getattr(record, "options", {}):
         for segment, message in _product_faults(record, held):
             yield Fault("products", rank, segment, name, message)
+    for segment, message in _schedule_faults(record):
+        yield Fault("collectives", rank, segment, name, message)
     if held.layers is not None:
         for segment, message in _collective_faults(record, held):
             yield Fault("collectives", rank, segment, name, message)
@@ -262,6 +268,20 @@ def _became(held: RankSide, node: str) -> str:
         return INT8
     operands = [operand for layer in computing(held.layers, node) for operand in layer.operands]
     return "fused" if any(operand.startswith(("Int8", "Int4")) for operand in operands) else FLOAT if operands else ABSENT
+
+
+def _schedule_faults(record: Record) -> Iterator[tuple[str, str]]:
+    """Where graphs are cut at the collectives: one behind each segment."""
+    assembly = record.segments if isinstance(record, GraphsRank) else record.assembly
+    if record.plan.tensor == 1 or WHOLE_RANK in assembly.graphs:
+        return
+    joined = {step.value: step for step in assembly.steps if isinstance(step, AllReduce | AllGather)}
+    for segment in FAMILIES[record.config.family].segments(record.config, record.shard):
+        wanted, step = AllGather if segment.kind == "head" else AllReduce, joined.get(f"{segment.name}.partial")
+        if segment.name not in assembly.graphs:
+            yield segment.name, "the schedule has no such segment"
+        elif not isinstance(step, wanted):
+            yield segment.name, f"no {'gather' if wanted is AllGather else 'sum'} over the tensor ranks stands behind it"
 
 
 def _collective_faults(record: Record, held: RankSide) -> Iterator[tuple[str, str]]:

@@ -27,10 +27,10 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--mode", type=click.Choice(["logits", "segments", "drift"]), default="logits", show_default=True, help="End to end, and segment by segment if that differs; each segment given the left's values; or each side on its own.")
 @click.option("--samples", type=click.IntRange(1), metavar="PROMPTS", help="Prompts to take from FILE.  [default: all]")
 @click.option("--decode", type=click.IntRange(0), default=8, show_default=True, metavar="TOKENS", help="Tokens at the end of each prompt that go in one by one.")
-@click.option("--tolerance", type=click.FloatRange(0), metavar="L2", help="Relative L2 distance of logits that is allowed.  [default: by precision]")
+@click.option("--tolerance", type=click.FloatRange(0), metavar="L2", help="Relative L2 distance of logits that is allowed; neither KL nor flips are judged then.  [default: by precision]")
 @click.option("--tolerance-file", type=FILE, metavar="FILE", help="Limits by name, and by segment, as JSON (docs/debugging.md).")
 @click.option("--report", type=OUTPUT, metavar="FILE", help="Walk in all three modes and draw what was seen: an HTML page, and compare.json beside it.")
-@click.option("--replay", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where sides differ: the first segment apart as ONNX, with its inputs and both outputs.")
+@click.option("--replay", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where sides differ: the first segment apart as ONNX, with its inputs and both outputs. A replay there is written over.")
 @click.option("--lengths", metavar="LIST", help="Long contexts instead of prompts as they are, such as 2k,8k,32k: parity by length and depth.")
 @click.option("--build-only", is_flag=True, help="Run nothing: hold what the engines are made of against each other and their plan.")
 @options.json_output
@@ -95,9 +95,9 @@ def write_lengths(report: Path | None, result: Any, tell: Callable[[str], None])
 
 
 def write_result(report: Path | None, result: Any) -> None:
-    """``compare.json`` beside a report: what ``--json`` prints."""
+    """What ``--json`` prints, beside a page: ``compare.json`` of ``report.html``, and of another page by its name."""
     if report is not None:
-        files.write_record(report.with_name("compare.json"), finite(files.to_json(result)))
+        files.write_record(report.with_name("compare.json" if report.stem == "report" else f"{report.stem}.json"), finite(files.to_json(result)))
 
 
 def finite(value: Any) -> Any:

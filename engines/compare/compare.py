@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -98,11 +99,11 @@ def _worst_segments(segments: Sequence[SegmentDifference], mode: str) -> list[st
     known = [one for one in segments if one.token_relative_l2 is not None]
     worst = sorted(known, key=lambda one: -one.token_relative_l2)[:SHOWN]
     what = "each side on its own values" if mode == "drift" else "both sides given the left's values"
-    lines = [f"{'furthest apart, ' + what:45} {'rel. L2':>9} {'token':>9} {'experts':>8}"]
+    lines = [f"{what + ':':45} {'rel. L2':>9} {'worst':>9} {'moved':>8}"]
     for one in worst:
         moved = "" if one.experts_changed is None else f"{one.experts_changed:8.2%}"
-        lines.append(f"{one.segment + ' ' + one.tensor:45} {one.relative_l2:9.3g} {one.token_relative_l2:9.3g} {moved}")
-    return lines
+        lines.append(f"{one.segment + ' ' + one.tensor:45} {one.relative_l2:9.3g} {one.token_relative_l2:9.3g} {moved}".rstrip())
+    return [*lines, f"({len(worst)} of {len(segments)} results, by their worst token; moved: tokens to other experts)"]
 
 
 SAMPLED = 4096
@@ -194,7 +195,7 @@ def judge(request: CompareRequest, left: Side, right: Side, rows: list[list[int]
     walks = {"logits": _logits, "segments": partial(_segments, own=False), "drift": partial(_segments, own=True)}
     for mode in wanted:
         walks[mode](request, seen, quiet)
-    fault, told = FAULTS[request.mode](seen), list(notes)
+    fault, told = FAULTS[request.mode](seen), [*notes, *_unmatched(limits, left)]
     if fault and request.mode == "logits":
         if not seen.segments:
             _segments(request, seen, quiet, own=False)
@@ -231,6 +232,12 @@ FAULTS: dict[str, Callable[[Evidence], Divergence | None]] = {
 """Mode → how its evidence is judged."""
 SAME_PLAN = "compare with graphs or engines of the same plan (moetrt export MODEL --tensor N) to be told the rank and what differs inside the segment"
 GROWS = "each segment alone is within its tolerance: the difference grows along the chain (--mode drift), or lies in how the graph is run as a whole"
+
+
+def _unmatched(limits: Tolerance, side: Side) -> list[str]:
+    """Patterns of a file of limits that are of no segment."""
+    names = segment_names(side.config)
+    return [f"--tolerance-file: {pattern} is of no segment; they are called {names[1]}, {names[2]}, …" for pattern in limits.by_segment if not any(fnmatchcase(name, pattern) for name in names)]
 
 
 def _logits(request: CompareRequest, seen: Evidence, quiet: bool) -> None:

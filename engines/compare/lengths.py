@@ -1,7 +1,7 @@
 """Parity over long contexts: two sides read the same tokens up to each length, and logits are held against each other by depth."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,7 @@ class LengthsComparison:
         head = f"{'tokens':>7} " + "".join(f"{f'{100 * part // DEPTHS}%':>7}" for part in range(1, DEPTHS + 1))
         lines = ["relative L2 of the logits, by tenths of each context", head]
         lines += [f"{one.tokens:7} " + "".join(f"{depth.relative_l2:7.0e}" for depth in one.depths) for one in self.lengths]
-        lines += [f"{one.tokens}: {one.beyond_original} tokens beyond the original context, {one.chunk} at a time" for one in self.lengths]
+        lines += [f"{one.tokens}: {one.chunk} at a time" + (f", {one.beyond_original} beyond the original context" if one.beyond_original else "") for one in self.lengths]
         worst = max(self.outputs, key=lambda one: one.kl)
         lines += [f"KL at most {worst.kl:.2g} nats a token; likeliest tokens agree on {min(one.top1_agreement for one in self.outputs):.2%} or more"]
         lines += [wrapped(f"note: {note}") for note in self.notes]
@@ -99,8 +99,13 @@ def compare_lengths(left: "Side", right: "Side", lengths: Sequence[int], rows: S
             original = left.config.yarn.original_positions if left.config.yarn else tokens
             found.append(Length(tokens, chunk, max(tokens - original, 0), tuple(part.result() for part in parts)))
             outputs.append(whole.result())
-            fault = fault or end_to_end(parts, limits)
+            fault = fault or _fault(tokens, parts, limits)
     return LengthsComparison("differ" if fault else "same", fault, tuple(outputs), tuple(found), *names, limits, tuple(notes))
+
+
+def _fault(tokens: int, parts: list[Accumulator], limits: Tolerance) -> Divergence | None:
+    found = end_to_end(parts, limits)
+    return found and replace(found, note=f"in a context of {tokens} tokens; to be told the segment, give --prompts with a line as long, without --lengths")
 
 
 def chunk_for(tokens: int, heads: int) -> int:
@@ -112,7 +117,7 @@ def _walk(left: "Side", right: "Side", ids: list[int], limits: Tolerance, advanc
     import numpy as np
 
     tokens = len(ids)
-    chunk = chunk_for(tokens, left.config.heads)
+    chunk = min(chunk_for(tokens, left.config.heads), tokens)
     whole, parts = Accumulator(str(tokens), limits.margin), [Accumulator(f"{tokens} at {part + 1} / {DEPTHS}", limits.margin) for part in range(DEPTHS)]
     runs, row = [side.begin(tokens) for side in (left, right)], np.asarray([ids], np.int64)
     for begin in range(0, tokens, chunk):

@@ -194,6 +194,9 @@ def _commands(folder: Path, sides: dict[str, Side], redone: dict[str, Redone], a
             lines.append(_line(name, other, "--onnxrt", allowed))
         else:
             notes.append(f"{name} and {other} have no result in common, since their plans differ: each line only says that a side does again what it did")
+    alone = [f"{name} alone makes {', '.join(sorted(redone[name].made.keys() - redone[other].made.keys()))}" for name, other in (("left", "right"), ("right", "left")) if redone[name].made.keys() - redone[other].made.keys()]
+    if len(alone) == 2 and all(one.piece for one in redone.values()):
+        notes.append(f"{'; '.join(alone)}: results of other names are not compared, and what lies between ranks cannot be replayed by one")
     for name in graphs:
         side = sides[name]
         if isinstance(side, ChainSide) and isinstance(side.records[0], GraphsRank):

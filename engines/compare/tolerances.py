@@ -105,6 +105,6 @@ def _require_limits(given: Any, known: tuple[str, ...], where: str) -> None:
         raise UsageError(f"{where} is no object of limits.", hint=f"Known are {', '.join(known)}.")
     for name, value in given.items():
         if name not in known:
-            raise UsageError(f"{where} sets {name!r}, which is no limit.", hint=f"Known are {', '.join(known)}.")
+            raise UsageError(f"{where} sets {name!r}, which is no limit.", hint=f"Known are {', '.join((*known, 'segments') if known is LIMITS else known)}.")
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
             raise UsageError(f"{where} sets {name} to {value!r}; a number of 0 or more is expected.")

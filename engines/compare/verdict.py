@@ -8,8 +8,11 @@ from .metrics import Accumulator, SegmentDifference
 from .tolerances import Tolerance
 from .walk import TENSORS, Walked
 
+DRIFTED = "from here on, own values are further apart than logits may be: the fault lies here or before (--mode segments)"
 ALONE = 0.1
 """A rank is named where no other's part is off by more than this share of its own."""
+END_TO_END = "end to end"
+"""In the place of a tensor: the logits of whole chains."""
 SAME_PARTS = 1e-3
 """Parts agree where they are off by less than this share of what their sum is off by."""
 
@@ -26,7 +29,8 @@ class Divergence:
     metric: str
     value: float
     tolerance: float
-    tensor: str = "logits"
+    tensor: str
+    """``hidden``, ``update``, ``latents`` or ``logits`` of the segment; ``end to end``: of the logits of whole chains."""
     prompt: int | None = None
     note: str = ""
     """What it looks like, in words."""
@@ -34,9 +38,10 @@ class Divergence:
     """What the two graphs of the segment hold or make differently, a line each."""
 
     def told(self) -> str:
-        where = f"rank {self.rank}, " if self.rank is not None else ""
-        at = "" if self.token is None else f", furthest at token {self.token} of prompt {self.prompt + 1}"
-        told = f"first apart: {self.segment} ({where}{self.tensor}): {self.metric} {self.value:.3g} is beyond {self.tolerance:.3g}{at}"
+        rank = f"rank {self.rank}, " if self.rank is not None else ""
+        where = END_TO_END if self.tensor == END_TO_END else f"{self.segment} ({rank}{self.tensor})"
+        at = "" if self.token is None else f", furthest at token {self.token} of prompt {self.prompt}, counted from 0"
+        told = f"{'' if self.tensor == END_TO_END else 'first '}apart: {where}: {self.metric} {self.value:.3g} is beyond {self.tolerance:.3g}{at}"
         return "\n".join([told, *([self.note] if self.note else []), *(f"- {line}" for line in self.inside)])
 
 
@@ -52,7 +57,7 @@ def end_to_end(sums: Iterable[Accumulator], limits: Tolerance) -> Divergence | N
         for metric, value in judged.items():
             limit = getattr(limits, metric)
             if limit is not None and not value <= limit:  # NaN is a fault
-                return Divergence("head", None, token, metric, value, limit, prompt=prompt)
+                return Divergence("head", None, token, metric, value, limit, END_TO_END, prompt)
     return None
 
 
@@ -84,7 +89,7 @@ def first_drifted(walk: Sequence[Walked], limits: Tolerance) -> Divergence | Non
         for name in TENSORS:
             found = walked.gaps[name].result() if name in walked.gaps else None
             if found and found.relative_l2 is not None and not found.relative_l2 <= limits.relative_l2:
-                return Divergence(walked.name, None, found.token, "relative_l2", found.relative_l2, limits.relative_l2, name, found.prompt)
+                return Divergence(walked.name, None, found.token, "relative_l2", found.relative_l2, limits.relative_l2, name, found.prompt, DRIFTED)
     return fault
 
 

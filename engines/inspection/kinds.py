@@ -128,8 +128,8 @@ def _stamped(path: Path) -> Found:
 
 
 def _verified(found: Found, quiet: bool) -> Inspection:
-    if found.flaws:
-        raise LoadError(f"{found.flaws[0]}.", hint="Make again what is older or incomplete; without --verify, inspect shows what is there.")
     with bar("verify", sum(claim.bytes for claim in found.claims), quiet) as advance:
         done = verify(found.claims, advance)
+    if found.flaws:
+        raise LoadError(f"{found.flaws[0]}.", hint="Make again what is older or incomplete; without --verify, inspect shows what is there.")
     return replace(found.inspection, verified=bool(found.claims), verified_files=dict(done), unverified=tuple(dict.fromkeys(found.unproven)))

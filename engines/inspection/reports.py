@@ -54,6 +54,8 @@ def _page(path: Path) -> Iterator[str]:
 def read_page(path: Path) -> Found:
     """A page for people: its data lie beside it."""
     data = path.with_suffix(".json")
+    if not data.is_file() and path.stem == "report":
+        data = path.with_name("compare.json")
     if not data.is_file():
         raise LoadError(f"{path} is a page for people; {data.name}, the data that it was drawn from, is not beside it.", hint="Open it in a browser, or give the folder it was made for.")
     from .kinds import read

@@ -172,7 +172,7 @@ def _origin(ranks: Ranks) -> Origin:
     for path in beside:
         other = files.read_record(GraphsRank, path)
         if all(getattr(other, key) == getattr(ranks.first, key) for key in ("plan_hash", "source", "precision", "attention", "quantization")):
-            return Origin(flaws=(f"{path} is not what {ranks.manifest(ranks.first.rank)} was built from: the graphs were made anew or changed since",))
+            return Origin(flaws=(f"{path} is not what {ranks.manifest(ranks.first.rank)} was built from, though of the same model and plan: made anew or changed since, or others",))
     return Origin(unproven=(f"the graphs that they were built from: none with the manifest {ranks.first.graphs[:12]} in the folders around",))
 
 

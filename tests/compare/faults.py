@@ -197,22 +197,22 @@ class Fault:
     """Quantisation of the engines; None for float32."""
     note: str = ""
     """Words of the hint, where there is one to expect."""
-    inside: str = "no inner value that both graphs name is apart"
+    inside: str = "behind the segment the left does all_reduce of layers.1.attention.partial into layers.1.attention.update; the right nothing"
     """Words of what is found inside the segment."""
 
 
 FAULTS = {
-    "an expert dropped": Fault(drop_expert, "layers.2.moe_ffn", rank=1, inside="stored tensor layers.2.moe_ffn.experts.down differs in 2,048 of 16,384 numbers: expert 11"),
-    "two experts swapped": Fault(swap_experts, "layers.1.moe_ffn", rank=0, inside="stored tensor layers.1.moe_ffn.experts.gate_up differs in 8,190 of 32,768 numbers: expert 1, 2"),
-    "shared expert twice": Fault(add_shared_twice, "layers.3.moe_ffn", inside="first value apart inside: layers.3.moe_ffn.partial"),
+    "an expert dropped": Fault(drop_expert, "layers.2.moe_ffn", rank=1, inside="stored tensor layers.2.moe_ffn.experts.down differs in 2,048 of 16,384 numbers: expert 11 of the model (rank 1)"),
+    "two experts swapped": Fault(swap_experts, "layers.1.moe_ffn", rank=0, inside="stored tensor layers.1.moe_ffn.experts.gate_up differs in 8,190 of 32,768 numbers: experts 1, 2 of the model, exchanged (rank 0)"),
+    "shared expert twice": Fault(add_shared_twice, "layers.3.moe_ffn", inside="first value apart inside rank 0: layers.3.moe_ffn.partial"),
     "router bias ignored": Fault(ignore_bias, "layers.2.moe_ffn", note="other experts", inside="stored tensor layers.2.moe_ffn.router_bias differs"),
-    "wrong rope layout": Fault(rotate_halves, "layers.1.attention", note="the rotation of keys", inside="interleaved is 1 and 0"),
-    "mscale once instead of squared": Fault(scale_once, "layers.0.attention", note="softmax scale", inside="constant layers.0/attention/const.21 is 0.264642 and 0.232422"),
+    "wrong rope layout": Fault(rotate_halves, "layers.1.attention", note="the rotation of keys", inside="interleaved is 1 on the left, 0 on the right (all ranks)"),
+    "mscale once instead of squared": Fault(scale_once, "layers.0.attention", note="softmax scale", inside="constant layers.0/attention/const.21 is 0.264642 on the left, 0.232422 on the right (all ranks)"),
     "a norm weight lost": Fault(lose_norm, "layers.3.moe_ffn", inside="stored tensor layers.3.moe_ffn.norm differs"),
     "one scale twice too large": Fault(double_scale, "layers.1.attention", rank=1, scheme="int8", inside="stored tensor layers.1.attention.o.scale differs in 1 of 64 numbers"),
     "INT8 on the router": Fault(round_router, "layers.1.moe_ffn", inside="stored tensor layers.1.moe_ffn.router differs"),
     "a rank's weights from another checkpoint": Fault(None, "embed", rank=1, inside="stored tensor embed.weight differs"),
-    "a KV position off by one": Fault(shift_cache, "layers.2.attention", note="the position that they are written to", inside="first value apart inside: layers.2.attention.cache.out, of ScatterND"),
+    "a KV position off by one": Fault(shift_cache, "layers.2.attention", note="the position that they are written to", inside="first value apart inside rank 0: layers.2.attention.cache.out, made by ScatterND"),
     "an all-reduce missing": Fault(skip_all_reduce, "layers.1.attention", note="a collective is missing"),
 }
 

@@ -305,3 +305,14 @@ def test_engines_without_records_and_other_folders_are_refused(rtx, built, tmp_p
         compare_builds(built("ort", "v3", 1, None), folder)
     with pytest.raises(LoadError, match="holds no finished rank"):
         compare_builds(tmp_path, folder)
+
+
+def test_a_sum_that_no_schedule_has_is_named(engines, tmp_path):
+    """Of ONNX Runtime's engines, whose graphs are cut at the collectives."""
+    from faults import FAULTS, copy_engines
+
+    folder = copy_engines(engines("v3", 2), tmp_path / "ort")
+    FAULTS["an all-reduce missing"].plant(folder)
+    made = compare_builds(engines("v3", 2).parent / "graphs", folder)
+    assert made.verdict == "differ"
+    assert {(fault.check, fault.segment, fault.side) for fault in made.faults} >= {("collectives", "layers.1.attention", "right")}

@@ -78,4 +78,4 @@ def test_the_page_of_long_contexts_stands_alone(moetrt, long, tmp_path):
     page = (tmp_path / "page.html").read_text()
     assert page.count("<path class=\"c") >= 20
     assert "http" not in page
-    assert json.loads((tmp_path / "compare.json").read_text())["mode"] == "lengths"
+    assert json.loads((tmp_path / "page.json").read_text())["mode"] == "lengths"
