@@ -27,7 +27,7 @@ READY    := .venv/.ready
 # Every backend that installs here; asked only when a recipe needs it.
 BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx)
 
-.PHONY: setup graphs calibration quantized engine engines compare test bench lint help
+.PHONY: setup graphs calibration quantized engine engines compare cpp cpp-sanitized test bench lint help
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -64,6 +64,17 @@ compare: engines ## Engines against transformers, with a page of what was seen; 
 	$(BIN)/moetrt compare $(MODEL) $(ENGINES)/ort --prompts $(HELDOUT) --report $(OUT)/report.html
 	@if [ -d $(ENGINES)/tensorrt-rtx ]; then $(BIN)/moetrt compare $(ENGINES)/ort $(ENGINES)/tensorrt-rtx --build-only; fi
 	@echo "Running TensorRT's engines: skipped, it needs a CUDA device and a TensorRT session, which does not exist yet."
+
+cpp: ## Build the C++ runtime in build/cpp and run its own tests (headers come from Debian packages)
+	engines/cpp/dependencies.sh build/cpp-headers
+	cmake -S engines/cpp -B build/cpp -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include
+	cmake --build build/cpp --parallel 2
+	ctest --test-dir build/cpp --output-on-failure
+
+cpp-sanitized: cpp ## The same under the address and undefined-behaviour sanitizers, in build/cpp-sanitized
+	cmake -S engines/cpp -B build/cpp-sanitized -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include -DMOETRT_SANITIZE=address,undefined
+	cmake --build build/cpp-sanitized --parallel 2
+	ctest --test-dir build/cpp-sanitized --output-on-failure
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest

@@ -166,3 +166,67 @@ def test_engines_of_another_backend_are_refused(engines, tmp_path):
     done = call(folder)
     assert done.returncode == 1
     assert "engines of tensorrt" in done.stderr
+
+
+def test_an_installed_library_serves_a_project_of_its_own(engines, tmp_path):
+    """The example: find_package, a call, the tokens that Python gives."""
+    root = Path(__file__).parents[2]
+    for words in (
+        ["cmake", "--install", PROGRAM.parent, "--prefix", tmp_path / "prefix"],
+        ["cmake", "-S", root / "examples/cpp", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}"],
+        ["cmake", "--build", tmp_path / "build"],
+    ):
+        subprocess.run(list(map(str, words)), check=True, capture_output=True)
+    folder = engines("v3", 2)
+    done = subprocess.run([tmp_path / "build/generate", folder, LIBRARY, *map(str, PROMPT)], capture_output=True, text=True, check=True)
+    with load(folder) as chain:
+        assert [int(token) for token in done.stdout.split()] == chain.generate(PROMPT, max_tokens=16)
+
+
+def test_the_c_interface_gives_the_same_logits(engines, tmp_path):
+    """Called as any language would call it, from a shared library of its own."""
+    import ctypes
+
+    include = Path(__file__).parents[2] / "engines/cpp/include"
+    (tmp_path / "hold.c").write_text('#include "moetrt.h"\nconst void* held[] = {moetrt_open_runtime, moetrt_load, moetrt_close, moetrt_vocab, moetrt_logits, moetrt_generate, moetrt_error};\n')
+    subprocess.run(["gcc", "-fPIC", "-c", tmp_path / "hold.c", f"-I{include}", "-o", tmp_path / "hold.o"], check=True)
+    subprocess.run(["g++", "-shared", tmp_path / "hold.o", "-Wl,--whole-archive", PROGRAM.parent / "libmoetrt.a", "-Wl,--no-whole-archive", "-ldl", "-o", tmp_path / "libheld.so"], check=True)
+    calls, folder, chain = ctypes.CDLL(tmp_path / "libheld.so"), engines("v3", 2), ctypes.c_void_p()
+    calls.moetrt_error.restype, calls.moetrt_vocab.restype = ctypes.c_char_p, ctypes.c_int64
+    assert calls.moetrt_open_runtime(str(LIBRARY).encode()) == 0, calls.moetrt_error()
+    assert calls.moetrt_load(str(folder).encode(), 0, ctypes.byref(chain)) == 0, calls.moetrt_error()
+    ids, logits = np.array(PROMPT, np.int64), np.zeros((len(PROMPT), calls.moetrt_vocab(chain)), np.float32)
+    assert calls.moetrt_logits(chain, ids.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(len(ids)), logits.ctypes.data_as(ctypes.c_void_p)) == 0, calls.moetrt_error()
+    calls.moetrt_close(chain)
+    assert logits.tobytes() == python_logits(folder)
+
+
+SANITIZED = PROGRAM.parents[1] / "cpp-sanitized/moetrt-run"
+sanitized = pytest.mark.skipif(not SANITIZED.is_file(), reason="the sanitized C++ runtime is not built (make cpp-sanitized)")
+
+
+@sanitized
+@pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (2, 2), (4, 1)])
+def test_generating_is_clean_under_sanitizers(engines, monkeypatch, tensor, pipeline):
+    monkeypatch.setitem(globals(), "PROGRAM", SANITIZED)
+    folder = engines("v3", tensor, pipeline)
+    done = call(folder, "--max-tokens", 4, "--ignore-eos")
+    with load(folder) as chain:
+        assert done.stdout.strip() == ",".join(map(str, chain.generate(PROMPT, max_tokens=4, ignore_eos=True))), done.stderr
+
+
+@sanitized
+def test_damaged_engines_never_crash(engines, tmp_path):
+    """Bytes of manifests, graphs and weights overwritten: served or refused, and clean under the sanitizers."""
+    draw, sound = np.random.default_rng(3), engines("v3", 2)
+    for number in range(24):
+        folder = Path(shutil.copytree(sound, tmp_path / str(number)))
+        victims = sorted(folder.glob("rank-*/*.json")) if number % 2 else sorted(folder.glob("rank-*/*.onnx"))
+        victim = victims[draw.integers(len(victims))]
+        data = bytearray(victim.read_bytes())
+        for place in draw.integers(len(data), size=3):
+            data[place] = draw.integers(256)
+        victim.write_bytes(bytes(data))
+        done = subprocess.run([SANITIZED, folder, "--onnxruntime", LIBRARY, "--token-ids", "3,4", "--max-tokens", "2"], capture_output=True, check=False)
+        assert done.returncode in (0, 1), (victim, done.stderr[-2000:])
+        shutil.rmtree(folder)

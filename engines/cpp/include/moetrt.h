@@ -5,6 +5,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__GNUC__)
+#define MOETRT_API __attribute__((visibility("default")))
+#else
+#define MOETRT_API
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -12,23 +18,23 @@ extern "C" {
 typedef struct moetrt_chain moetrt_chain;
 
 /* Loads ONNX Runtime's shared library, once a process; NULL: libonnxruntime.so.1 as the loader finds it. */
-int moetrt_open_runtime(const char* library);
+MOETRT_API int moetrt_open_runtime(const char* library);
 
 /* Opens the engines in a folder. threads: in all; 0 for the cores at hand. *chain is to be given to moetrt_close. */
-int moetrt_load(const char* folder, int threads, moetrt_chain** chain);
-void moetrt_close(moetrt_chain* chain);
+MOETRT_API int moetrt_load(const char* folder, int threads, moetrt_chain** chain);
+MOETRT_API void moetrt_close(moetrt_chain* chain);
 
-int64_t moetrt_vocab(const moetrt_chain* chain);
-int64_t moetrt_max_context(const moetrt_chain* chain);
+MOETRT_API int64_t moetrt_vocab(const moetrt_chain* chain);
+MOETRT_API int64_t moetrt_max_context(const moetrt_chain* chain);
 
 /* Logits of every token, from an empty cache, into room for count * vocab numbers. */
-int moetrt_logits(moetrt_chain* chain, const int64_t* token_ids, size_t count, float* logits);
+MOETRT_API int moetrt_logits(moetrt_chain* chain, const int64_t* token_ids, size_t count, float* logits);
 
 /* New tokens, greedily, into room for max_tokens; *made is how many there are. The end-of-sequence token ends them unless ignore_eos. */
-int moetrt_generate(moetrt_chain* chain, const int64_t* token_ids, size_t count, int64_t max_tokens, int ignore_eos, int64_t* tokens, size_t* made);
+MOETRT_API int moetrt_generate(moetrt_chain* chain, const int64_t* token_ids, size_t count, int64_t max_tokens, int ignore_eos, int64_t* tokens, size_t* made);
 
 /* What went wrong last in this thread, with a line of what would work. Never NULL. */
-const char* moetrt_error(void);
+MOETRT_API const char* moetrt_error(void);
 
 #ifdef __cplusplus
 }
