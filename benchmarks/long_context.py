@@ -33,7 +33,7 @@ def main() -> int:
     export_model(ExportRequest(model, graphs, Plan(asked.tensor)))
     build_engines(EngineRequest(graphs, "ort", engines, max_context=read_lengths(asked.lengths)[-1]))
     began = time.monotonic()
-    found = compare_at_lengths(CompareRequest(model, engines), lambda note: print(note, file=sys.stderr), quiet=False, lengths=asked.lengths)
+    found = compare_at_lengths(CompareRequest(model, engines), quiet=False, lengths=asked.lengths)
     print(found.summary())
     print(f"{time.monotonic() - began:.0f} s, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
     write_lengths(asked.work / "lengths.html", found, print)

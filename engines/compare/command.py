@@ -50,10 +50,10 @@ def compare(context: click.Context, as_json: bool, quiet: bool, report: Path | N
 
         request = CompareRequest(everything=report is not None and lengths is None, **asked)
         if lengths:
-            result = compare_at_lengths(request, tell, quiet, lengths)
+            result = compare_at_lengths(request, quiet, lengths)
             write_lengths(report, result, tell)
         else:
-            result = run(request, tell, quiet, partial(publish, report=report, replay=replay, tell=tell))
+            result = run(request, quiet, partial(publish, report=report, replay=replay, tell=tell))
     click.echo(json.dumps(finite(files.to_json(result))) if as_json else result.summary())
     context.exit(0 if result.verdict == "same" else 3)
 

@@ -18,7 +18,7 @@ from .lengths import LengthsComparison, compare_lengths, read_lengths
 from .metrics import Accumulator, Difference, SegmentDifference
 from .sides import Side, open_side, segment_names
 from .tolerances import Tolerance, read_tolerance, tolerance
-from .verdict import Divergence, end_to_end, first_apart, first_drifted, wrapped
+from .verdict import END_TO_END, Divergence, end_to_end, first_apart, first_drifted, wrapped
 from .walk import (
     DECODE,
     Walked,
@@ -139,10 +139,9 @@ class Evidence:
             self.pairs.append((left.reshape(-1)[::every].copy(), right.reshape(-1)[::every].copy()))
 
 
-def compare(request: CompareRequest, note: Callable[[str], None], quiet: bool = True, then: Callable[[Evidence], Any] = lambda evidence: None) -> Comparison:
+def compare(request: CompareRequest, quiet: bool = True, then: Callable[[Evidence], Any] = lambda evidence: None) -> Comparison:
     """Open both sides, read the prompts, walk, judge.
 
-    :param note: told what the user should know about the pair.
     :param then: called with all that was seen while both sides are still open.
     :raises MoetrtError: a side cannot be opened, or the two cannot be compared.
     """
@@ -150,15 +149,12 @@ def compare(request: CompareRequest, note: Callable[[str], None], quiet: bool = 
         require_comparable(left, right)
         rows = [row for row in read_prompts(request.prompts, partial(text_of, left, right), request.samples) if row]
         require_lengths(left, right, rows)
-        notes = notes_on(left, right)
-        for one in notes:
-            note(f"note: {one}")
-        seen = judge(request, left, right, rows, notes, quiet)
+        seen = judge(request, left, right, rows, notes_on(left, right), quiet)
         then(seen)
         return seen.comparison
 
 
-def compare_at_lengths(request: CompareRequest, note: Callable[[str], None], quiet: bool = True, lengths: str = "2k,8k,32k") -> LengthsComparison:
+def compare_at_lengths(request: CompareRequest, quiet: bool = True, lengths: str = "2k,8k,32k") -> LengthsComparison:
     """Parity over long contexts, of the prompts one after the other or of tokens that are drawn.
 
     :raises MoetrtError: a side cannot be opened, or is not built for such lengths.
@@ -168,10 +164,7 @@ def compare_at_lengths(request: CompareRequest, note: Callable[[str], None], qui
         require_comparable(left, right)
         rows = read_prompts(request.prompts, partial(text_of, left, right), request.samples) if request.prompts else []
         require_vocabulary(left, rows)
-        notes = notes_on(left, right)
-        for one in notes:
-            note(f"note: {one}")
-        return compare_lengths(left, right, wanted, rows, limits_of(request, left, right), names_of(request, left, right), notes, quiet)
+        return compare_lengths(left, right, wanted, rows, limits_of(request, left, right), names_of(request, left, right), notes_on(left, right), quiet)
 
 
 def names_of(request: CompareRequest, left: Side, right: Side) -> tuple[str, str]:
@@ -203,7 +196,7 @@ def judge(request: CompareRequest, left: Side, right: Side, rows: list[list[int]
         told += [] if part else [GROWS]
         fault = part or fault
     example = {walked.name: walked.example for walked in seen.segments}.get(fault.segment) if fault else None
-    if example:
+    if example and fault.tensor != END_TO_END:
         fault = replace(fault, inside=look_inside(left, right, example, fault.rank))
         told += [] if fault.inside else [SAME_PLAN]
     ours, theirs = names_of(request, left, right)

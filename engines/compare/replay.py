@@ -21,6 +21,7 @@ from .chain_side import ChainSegment, ChainSide
 from .pieces import Piece
 from .sides import Given, Side
 from .tolerances import Tolerance
+from .verdict import END_TO_END
 from .walk import Example
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def write_replay(folder: Path, evidence: "Evidence") -> str:
 def _example(evidence: "Evidence") -> Example | None:
     fault = evidence.comparison.first_divergent
     walks = {walked.name: walked for walked in evidence.segments}
-    return walks[fault.segment].example if fault and fault.segment in walks else None
+    return walks[fault.segment].example if fault and fault.tensor != END_TO_END and fault.segment in walks else None
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def test_folders_of_different_checkpoints_are_compared_with_a_note(moetrt, engin
     build_engines(EngineRequest(tmp_path / "graphs", "ort", tmp_path / "ort"))
     result = moetrt("compare", engines("v3"), tmp_path / "ort", "--prompts", prompts)
     assert result.code == 3
-    assert "different checkpoints" in result.err
+    assert "different checkpoints" in result.out
 
 
 def test_a_tolerance_of_ones_own(moetrt, engines, prompts):
