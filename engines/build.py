@@ -16,6 +16,7 @@ from exporter.progress import RankProgress
 from . import processes
 from .backends import find_backend, load_backend
 from .backends.contract import Backend, RankBuild, RankEngines
+from .runtime.joined import write_joined
 
 log = logging.getLogger(__name__)
 USUAL_CONTEXT = 4096
@@ -93,7 +94,8 @@ def build_engines(request: EngineRequest, progress: RankProgress = silent) -> En
     if request.dry_run:
         return EngineReceipt(request.output, request.backend, tuple(todo), kept, 0, dry_run=True)
     sizes = _build_ranks(request, {rank: (ranks[rank], wanted[rank]) for rank in todo}, progress)
-    records.write_set("engines", EngineRank, request.output, records.share_text(request.graphs, request.output))
+    shared = records.share_text(request.graphs, request.output) | write_joined(request.output)
+    records.write_set("engines", EngineRank, request.output, shared)
     return EngineReceipt(request.output, request.backend, tuple(todo), kept, sum(sizes.values()))
 
 

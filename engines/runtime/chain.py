@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import RunError
-from exporter.plan.config import ModelConfig
 from exporter.plan.manifest import Assembly, EngineRank, GraphsRank
-from exporter.plan.parallel import Plan
 from exporter.plan.schedule import AllGather, AllReduce, Launch, Step
 
 from .cache import Cache, allocate_cache, cache_length
@@ -22,6 +20,7 @@ from .collectives import all_gather, all_reduce
 from .cuda import CapturingSession, captures
 from .fuse import fuse
 from .generate import chunks, generate
+from .joined import GRAPH, read_joined
 from .sampling import Sampling
 from .serving import Completion, Request, serve
 from .session import Session, device_of, value_of
@@ -69,13 +68,16 @@ class RankRunner:
                 observer(self.rank, step, values)
 
 
-def join_ranks(folder: Path, config: ModelConfig, plan: Plan, runners: dict[int, RankRunner], wanted: bool) -> Session | None:
+def join_ranks(folder: Path, ranks: dict[int, Any], runners: dict[int, RankRunner], wanted: bool) -> Session | None:
     """One session for all ranks, where they are several and of one CPU and it is wanted; else each rank's own are opened."""
-    first = runners[0]
+    first, config, plan = runners[0], ranks[0].config, ranks[0].plan
     if len(runners) == 1 or first.device != "cpu" or not wanted:
         for runner in runners.values():
             _ = runner.sessions
         return None
+    made = read_joined(folder, ranks) if isinstance(ranks[0], EngineRank) else None
+    if made:
+        return Session(folder / GRAPH, made.signature, first.threads, first.options)
     fused = fuse(folder, {rank: runner.assembly for rank, runner in runners.items()}, config, plan.tensor)
     options = first.options | {"config": first.options.get("config", {}) | {"session.model_external_initializers_file_folder_path": str(folder.resolve())}}
     return Session(fused.model.SerializeToString(), fused.signature, first.threads, options)
@@ -103,7 +105,7 @@ class Chain:
         self.arithmetic = (first.precision if scheme == "none" else scheme) + (FAST if self.fast else "")
         """What decides how far its logits may be from another chain's."""
         self.kept: Cache | None = None
-        self.joined = join_ranks(folder, self.config, self.plan, runners, joined)
+        self.joined = join_ranks(folder, records, runners, joined)
         self.lock = threading.Lock()
 
     def __enter__(self) -> "Chain":

@@ -45,8 +45,20 @@ def test_logits_are_pythons_to_the_byte(engines, tmp_path, family, tensor):
 @pytest.mark.parametrize("options", [{"pipeline": 2}, {"precision": "fp16"}, {"attention": "naive"}])
 def test_stages_half_precision_and_naive_attention_too(engines, tmp_path, options):
     folder = engines("v3", 2, **options)
-    # Joined float16 ranks are rounded less often (docs/decisions/0005); C++ walks, rank by rank.
-    assert cpp_logits(folder, tmp_path / "logits") == python_logits(folder, joined="precision" not in options)
+    assert cpp_logits(folder, tmp_path / "logits") == python_logits(folder)
+
+
+@pytest.mark.parametrize("options", [{}, {"pipeline": 2}, {"precision": "fp16"}])
+def test_without_a_joined_graph_ranks_are_walked_as_python_walks_them(engines, tmp_path, options):
+    """None was written, or one of other graphs: then each rank runs its own, up to each sum in turn."""
+    folder = Path(shutil.copytree(engines("v3", 2, **options), tmp_path / "ort"))
+    (folder / "joined.onnx").write_bytes(b"not to be opened")
+    record = json.loads((folder / "joined.json").read_text())
+    record["graphs"]["rank-01"] = dict.fromkeys(record["graphs"]["rank-01"], "0" * 64)
+    (folder / "joined.json").write_text(json.dumps(record))
+    stale = cpp_logits(folder, tmp_path / "logits")
+    (folder / "joined.json").unlink()
+    assert stale == cpp_logits(folder, tmp_path / "logits") == python_logits(folder, joined=False)
 
 
 @pytest.mark.parametrize("tensor", [1, 2, 4])

@@ -24,7 +24,8 @@ std::size_t item_bytes(const std::string& dtype) {
 
 void require_alike(const std::vector<Array>& parts) {
   for (const Array& part : parts)
-    if (part.dtype() != parts.front().dtype() || part.shape() != parts.front().shape()) throw Error("the ranks' parts are not of one shape and dtype.", "The ranks were not built for each other; build them again.");
+    if (part.dtype() != parts.front().dtype() || part.shape() != parts.front().shape())
+      throw Error("the ranks' parts are not of one shape and dtype.", "The ranks were not built for each other; build them again.");
 }
 
 }  // namespace
@@ -93,7 +94,7 @@ std::uint16_t float_to_half(float value) noexcept {
   const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000u);
   if (magnitude > 0x7f800000u) return static_cast<std::uint16_t>(sign | 0x7e00u);
   if (magnitude >= 0x477ff000u) return static_cast<std::uint16_t>(sign | 0x7c00u);  // rounds beyond the largest
-  if (magnitude < 0x38800000u) {                                                     // below the smallest normal: a multiple of 2^-24
+  if (magnitude < 0x38800000u) {                                                    // below the smallest normal: a multiple of 2^-24
     const float steps = std::nearbyint(std::ldexp(std::bit_cast<float>(magnitude), 24));
     return static_cast<std::uint16_t>(sign | static_cast<std::uint16_t>(steps));
   }

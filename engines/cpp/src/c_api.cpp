@@ -1,9 +1,8 @@
-#include "moetrt.h"
-
 #include <algorithm>
 #include <exception>
 #include <string>
 
+#include "moetrt.h"
 #include "moetrt/chain.hpp"
 #include "moetrt/error.hpp"
 

@@ -10,7 +10,7 @@
 namespace moetrt {
 namespace {
 
-constexpr std::int64_t kPrefill = 256;  // prompt tokens that go through the model at once
+constexpr std::int64_t kPrefill = 256;   // prompt tokens that go through the model at once
 constexpr std::int64_t kCacheStep = 64;  // cache lengths are multiples of this
 constexpr const char* kProvider = "CPUExecutionProvider";
 
@@ -30,7 +30,9 @@ Array range(std::int64_t count) {
 
 struct Chain::Parts {
   std::vector<Manifest> ranks;
-  std::vector<std::map<std::string, Session>> sessions;  // rank → launch → session
+  std::vector<std::map<std::string, Session>> sessions;  // rank → launch → session; none where the ranks are joined
+  std::optional<Session> joined;
+  std::string joined_logits;  // what the joined graph calls them
   std::optional<Cache> kept;
 
   [[nodiscard]] const Manifest& first() const { return ranks.front(); }
@@ -39,10 +41,14 @@ struct Chain::Parts {
     if (row.empty()) throw Error("the prompt has no tokens.", "Give at least one token id.");
     for (std::size_t position = 0; position < row.size(); ++position)
       if (row[position] < 0 || row[position] >= first().vocab)
-        throw Error("token id " + std::to_string(row[position]) + " at position " + std::to_string(position) + " is not in the vocabulary of " + std::to_string(first().vocab) + ".", "Ids are 0 to " + std::to_string(first().vocab - 1) + ".");
+        throw Error(
+            "token id " + std::to_string(row[position]) + " at position " + std::to_string(position) + " is not in the vocabulary of " + std::to_string(first().vocab) + ".",
+            "Ids are 0 to " + std::to_string(first().vocab - 1) + ".");
     if (more < 0) throw Error("max_tokens is " + std::to_string(more) + "; it must be 0 or more.");
     if (static_cast<std::int64_t>(row.size()) + more > first().max_context)
-      throw Error(std::to_string(row.size()) + " prompt tokens and " + std::to_string(more) + " new ones are beyond the engines' context of " + std::to_string(first().max_context) + ".", "Ask for fewer, or build with a larger --max-context.");
+      throw Error(
+          std::to_string(row.size()) + " prompt tokens and " + std::to_string(more) + " new ones are beyond the engines' context of " + std::to_string(first().max_context) + ".",
+          "Ask for fewer, or build with a larger --max-context.");
   }
 
   // The ranks of one stage, all of them up to each collective in turn; what they send is among the values of the next.
@@ -69,14 +75,20 @@ struct Chain::Parts {
 
   void join(std::size_t place, int begin, std::vector<Values>& values) {
     const Step& step = ranks[begin].assembly.steps[place];
-    const auto* reduce = std::get_if<AllReduce>(&step);
-    const auto* gather = std::get_if<AllGather>(&step);
-    const std::string& value = reduce ? reduce->value : gather->value;
-    const std::string& result = reduce ? reduce->result : gather->result;
+    if (const auto* reduce = std::get_if<AllReduce>(&step))
+      spread(all_reduce(gathered(reduce->value, begin, values)), reduce->result, begin, values);
+    else if (const auto* gather = std::get_if<AllGather>(&step))
+      spread(all_gather(gathered(gather->value, begin, values)), gather->result, begin, values);
+  }
+
+  [[nodiscard]] std::vector<Array> gathered(const std::string& name, int begin, const std::vector<Values>& values) const {
     std::vector<Array> parts;
-    for (int rank = begin; rank < begin + first().tensor; ++rank) parts.push_back(found(values[rank], value));
-    const Array whole = reduce ? all_reduce(parts) : all_gather(parts);
-    for (int rank = begin; rank < begin + first().tensor; ++rank) values[rank][result] = whole;
+    for (int rank = begin; rank < begin + first().tensor; ++rank) parts.push_back(found(values[rank], name));
+    return parts;
+  }
+
+  void spread(const Array& whole, const std::string& name, int begin, std::vector<Values>& values) const {
+    for (int rank = begin; rank < begin + first().tensor; ++rank) values[rank][name] = whole;
   }
 };
 
@@ -90,13 +102,27 @@ Chain Chain::load(const std::filesystem::path& folder, int threads) {
   const int cores = threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   for (const Manifest& rank : parts->ranks) {
     if (rank.backend != "ort" || (!rank.providers.empty() && rank.providers.front() != kProvider))
-      throw Error(rank.folder.string() + " holds engines of " + rank.backend + ", which this runtime cannot run: it has ONNX Runtime on a CPU alone.", "Build with --backend ort to run here.");
+      throw Error(rank.folder.string() + " holds engines of " + rank.backend + ", which this runtime cannot run: it has ONNX Runtime on a CPU alone.",
+                  "Build with --backend ort to run here.");
     const auto& steps = rank.assembly.steps;
-    const auto& mate = parts->ranks[static_cast<std::size_t>(rank.rank / rank.tensor * rank.tensor)].assembly.steps;
+    const auto& mate = parts->ranks[static_cast<std::size_t>(rank.rank - rank.rank % rank.tensor)].assembly.steps;
     if (steps.size() != mate.size() || !std::equal(steps.begin(), steps.end(), mate.begin(), [](const Step& one, const Step& other) { return one.index() == other.index(); }))
       throw Error(rank.folder.string() + " has another schedule than the ranks of its stage.", "Build the ranks of one set from one set of graphs.");
+  }
+  const std::optional<Joined> joined = parts->ranks.size() > 1 ? Joined::find(folder, parts->ranks) : std::nullopt;
+  if (joined) {
+    for (const Tensor& output : joined->signature.outputs) {
+      const auto& states = joined->signature.states;
+      if (std::none_of(states.begin(), states.end(), [&](const State& state) { return state.output == output.name; })) parts->joined_logits = output.name;
+    }
+    parts->joined.emplace(joined->graph, joined->signature, parts->first(), cores, true);
+    return Chain(std::move(parts));
+  }
+  for (const Manifest& rank : parts->ranks) {
+    const Assembly& assembly = rank.assembly;
     std::map<std::string, Session> opened;
-    for (const auto& [launch, file] : rank.assembly.graphs) opened.emplace(launch, Session(rank, launch, cores, rank.assembly.graphs.size() == 1));
+    for (const auto& [launch, file] : assembly.graphs)
+      opened.emplace(launch, Session(rank.folder / file, assembly.signatures.at(launch), rank, cores, assembly.graphs.size() == 1));
     parts->sessions.push_back(std::move(opened));
   }
   return Chain(std::move(parts));
@@ -108,7 +134,7 @@ Cache& Chain::cache(std::int64_t batch, std::int64_t tokens) {
   const std::int64_t context = std::min((tokens + kCacheStep - 1) / kCacheStep * kCacheStep, manifest().max_context);
   std::optional<Cache>& kept = parts_->kept;
   if (kept && kept->batch == batch && kept->context == context) return *kept;
-  kept.emplace(Cache{batch, context, {}});
+  kept.emplace(Cache{batch, context, {}, {}});
   for (const Manifest& rank : parts_->ranks) {
     Values& buffers = kept->ranks[rank.rank];
     for (const auto& [launch, signature] : rank.assembly.signatures)
@@ -119,14 +145,20 @@ Cache& Chain::cache(std::int64_t batch, std::int64_t tokens) {
           const auto* name = std::get_if<std::string>(&dim);
           shape.push_back(!name ? std::get<std::int64_t>(dim) : *name == "batch" ? batch : context);
         }
-        buffers.emplace(state.input, Array(tensor->dtype, shape));
+        const Array buffer(tensor->dtype, shape);
+        buffers.emplace(state.input, buffer);
+        kept->joined.emplace("rank." + std::to_string(rank.rank) + "/" + state.input, buffer);
       }
   }
   return *kept;
 }
 
 Array Chain::step(const Array& token_ids, const Array& start, const Array& select, Cache& cache) {
-  const Values given{{"token_ids", token_ids}, {"start", start}, {"select", select}};
+  Values given{{"token_ids", token_ids}, {"start", start}, {"select", select}};
+  if (parts_->joined) {
+    parts_->joined->run(given, cache.joined);
+    return Parts::found(given, parts_->joined_logits);
+  }
   std::vector<Values> values(parts_->ranks.size(), given);
   for (int stage = 0; stage < manifest().pipeline; ++stage) parts_->walk_stage(stage, values, cache);
   return Parts::found(values.back(), "logits");

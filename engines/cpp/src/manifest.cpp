@@ -3,10 +3,9 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
-
-#include <nlohmann/json.hpp>
 
 #include "moetrt/error.hpp"
 
@@ -184,7 +183,8 @@ std::string optional_text(const Object& from, const std::string& name) { return 
 // As Python compares ranks: what they must share, in the order in which it is told.
 void read_identity(const Object& from, Manifest& made) {
   made.identity.emplace_back("--fast", from.object("options").data().contains("fast") ? "True" : "False");
-  for (const auto& [what, name] : std::vector<std::pair<std::string, std::string>>{{"plan", "plan_hash"}, {"precision", "precision"}, {"attention form", "attention"}, {"backend", "backend"}})
+  for (const auto& [what, name] :
+       std::vector<std::pair<std::string, std::string>>{{"plan", "plan_hash"}, {"precision", "precision"}, {"attention form", "attention"}, {"backend", "backend"}})
     made.identity.emplace_back(what, from.text(name));
   made.identity.emplace_back("--max-context", std::to_string(made.max_context));
   made.identity.emplace_back("--max-batch", std::to_string(made.max_batch));
@@ -206,19 +206,21 @@ void require_alike(const Manifest& record, const Manifest& first, const fs::path
     const auto& [what, mine] = record.identity[place];
     const std::string& other = first.identity[place].second;
     if (mine != other)
-      throw Error((folder / rank_folder(record.rank)).string() + " is of another " + what + " than " + rank_folder(first.rank) + ": " + shortened(mine) + ", not " + shortened(other) + ".",
-                  "Ranks of one set must come from one checkpoint and one plan; make the odd rank again with --rank.");
+      throw Error(
+          (folder / rank_folder(record.rank)).string() + " is of another " + what + " than " + rank_folder(first.rank) + ": " + shortened(mine) + ", not " + shortened(other) + ".",
+          "Ranks of one set must come from one checkpoint and one plan; make the odd rank again with --rank.");
   }
 }
 
 void check_files(const Manifest& record) {
-  for (const auto& [name, bytes] : record.files) {
+  for (const auto& [name, stamp] : record.files) {
     const fs::path path = record.folder / name;
     std::error_code failed;
     if (!fs::is_regular_file(path, failed)) throw Error(path.string() + " is missing.", "Make " + record.folder.string() + " again; its manifest lists the file.");
     const auto size = fs::file_size(path, failed);
-    if (size != bytes)
-      throw Error(path.string() + " has " + std::to_string(size) + " bytes, its manifest says " + std::to_string(bytes) + ".", "The file is damaged or stale; make " + record.folder.string() + " again.");
+    if (size != stamp.bytes)
+      throw Error(path.string() + " has " + std::to_string(size) + " bytes, its manifest says " + std::to_string(stamp.bytes) + ".",
+                  "The file is damaged or stale; make " + record.folder.string() + " again.");
   }
 }
 
@@ -241,8 +243,10 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
   if (kind != "'" + std::string(kKind) + "'") throw Error(where + " is of kind " + kind + ", where '" + kKind + "' is expected.");
   const Object from(data, where);
   if (!data.contains("version") || data.at("version") != kVersion)
-    throw Error(where + " has version " + (data.contains("version") ? data.at("version").dump() : "None") + "; this moetrt reads version " + std::to_string(kVersion) + ".", "Make it anew with this moetrt.");
-  from.only({"backend", "rank", "plan", "plan_hash", "config", "shard", "source", "precision", "attention", "graphs", "max_context", "max_batch", "assembly", "options", "lowerings", "refusals", "files", "request", "tools", "quantization", "kind", "version"});
+    throw Error(where + " has version " + (data.contains("version") ? data.at("version").dump() : "None") + "; this moetrt reads version " + std::to_string(kVersion) + ".",
+                "Make it anew with this moetrt.");
+  from.only({"backend",   "rank",     "plan",    "plan_hash", "config",   "shard", "source",  "precision", "attention",    "graphs", "max_context",
+             "max_batch", "assembly", "options", "lowerings", "refusals", "files", "request", "tools",     "quantization", "kind",   "version"});
   Manifest made;
   made.backend = from.text("backend");
   made.rank = static_cast<int>(from.number("rank", 0, kMostRanks));
@@ -260,7 +264,10 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
   made.assembly = read_assembly(from.object("assembly"));
   read_options(from.object("options"), made);
   const Object files = from.object("files");
-  for (const auto& [name, stamp] : files.data().items()) made.files[file_name(name, files.where())] = static_cast<std::uintmax_t>(files.object(name).number("bytes", 0, INT64_MAX));
+  for (const auto& [name, stamp] : files.data().items()) {
+    const Object told = files.object(name);
+    made.files[file_name(name, files.where())] = {static_cast<std::uintmax_t>(told.number("bytes", 0, INT64_MAX)), told.text("sha256")};
+  }
   read_identity(from, made);
   return made;
 }
@@ -283,7 +290,8 @@ std::vector<Manifest> Manifest::read_set(const fs::path& folder) {
   for (const fs::path& path : paths) {
     Manifest record = read(path);
     const std::string lies = path.parent_path().filename().string();
-    if (lies != rank_folder(record.rank)) throw Error(path.string() + " is of rank " + std::to_string(record.rank) + ", but lies in " + lies + ".", "Folders of ranks must not be renamed.");
+    if (lies != rank_folder(record.rank))
+      throw Error(path.string() + " is of rank " + std::to_string(record.rank) + ", but lies in " + lies + ".", "Folders of ranks must not be renamed.");
     ranks.emplace(record.rank, std::move(record));
   }
   if (ranks.empty()) throw Error(folder.string() + " holds no finished rank (no rank-*/" + kFile + ").", "Give the folder that `moetrt export` or `moetrt build` wrote.");
@@ -292,14 +300,45 @@ std::vector<Manifest> Manifest::read_set(const fs::path& folder) {
   const int wanted = first.tensor * first.pipeline;
   for (int rank = 0; rank < wanted; ++rank)
     if (!ranks.count(rank))
-      throw Error(folder.string() + " has " + std::to_string(ranks.size()) + " of the " + std::to_string(wanted) + " ranks of its plan; " + rank_folder(rank) + " is missing or unfinished.", "Make it with --rank " + std::to_string(rank) + ".");
+      throw Error(folder.string() + " has " + std::to_string(ranks.size()) + " of the " + std::to_string(wanted) + " ranks of its plan; " + rank_folder(rank) +
+                      " is missing or unfinished.",
+                  "Make it with --rank " + std::to_string(rank) + ".");
   std::vector<Manifest> found;
   for (auto& [rank, record] : ranks) {
-    if (rank >= wanted) throw Error("rank " + std::to_string(rank) + " is not in a plan of " + std::to_string(wanted) + " ranks.", "Remove " + (folder / rank_folder(rank)).string() + ".");
+    if (rank >= wanted)
+      throw Error("rank " + std::to_string(rank) + " is not in a plan of " + std::to_string(wanted) + " ranks.", "Remove " + (folder / rank_folder(rank)).string() + ".");
     check_files(record);
     found.push_back(std::move(record));
   }
   return found;
+}
+
+std::optional<Joined> Joined::find(const fs::path& folder, const std::vector<Manifest>& ranks) {
+  const fs::path path = folder / "joined.json", graph = folder / "joined.onnx";
+  std::ifstream file(path, std::ios::binary);
+  if (!file || !fs::is_regular_file(graph)) return std::nullopt;
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  try {
+    const Json data = Json::parse(text);
+    const Object from(data, path.string());
+    from.only({"graphs", "signature", "kind", "version"});
+    if (from.text("kind") != "joined" || from.number("version", 0, INT32_MAX) != kVersion) return std::nullopt;
+    const Object graphs = from.object("graphs");
+    if (graphs.data().size() != ranks.size()) return std::nullopt;
+    for (const Manifest& rank : ranks) {
+      const Object told = graphs.object(rank_folder(rank.rank));
+      if (told.data().size() != rank.assembly.graphs.size()) return std::nullopt;
+      for (const auto& [launch, name] : rank.assembly.graphs) {
+        const auto stamp = rank.files.find(name);
+        if (stamp == rank.files.end() || told.text(name) != stamp->second.sha256) return std::nullopt;
+      }
+    }
+    return Joined{graph, read_signature(from.object("signature"))};
+  } catch (const Json::exception&) {
+    return std::nullopt;
+  } catch (const Error&) {
+    return std::nullopt;
+  }
 }
 
 }  // namespace moetrt

@@ -25,8 +25,10 @@ Ort::Env& environment() {
 }
 
 ONNXTensorElementDataType element_type(const std::string& dtype) {
-  static const std::map<std::string, ONNXTensorElementDataType> known{
-      {"float32", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT}, {"float16", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16}, {"bfloat16", ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16}, {"int64", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64}};
+  static const std::map<std::string, ONNXTensorElementDataType> known{{"float32", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},
+                                                                      {"float16", ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16},
+                                                                      {"bfloat16", ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16},
+                                                                      {"int64", ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64}};
   return known.at(dtype);
 }
 
@@ -49,7 +51,8 @@ void Runtime::open(const std::string& library) {
   if (base) return;
   const std::string name = library.empty() ? "libonnxruntime.so.1" : library;
   void* handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!handle) throw Error("ONNX Runtime's library cannot be loaded: " + std::string(dlerror()) + ".", "Give its path; the Python wheel has it as onnxruntime/capi/libonnxruntime.so.*.");
+  if (!handle)
+    throw Error("ONNX Runtime's library cannot be loaded: " + std::string(dlerror()) + ".", "Give its path; the Python wheel has it as onnxruntime/capi/libonnxruntime.so.*.");
   const auto entry = reinterpret_cast<const OrtApiBase*(ORT_API_CALL*)()>(dlsym(handle, "OrtGetApiBase"));
   const OrtApiBase* found = entry ? entry() : nullptr;
   const OrtApi* api = found ? found->GetApi(ORT_API_VERSION) : nullptr;
@@ -117,14 +120,15 @@ struct Session::Parts {
   }
 };
 
-Session::Session(const Manifest& rank, const std::string& launch, int threads, bool alone) : parts_(std::make_unique<Parts>()) {
+Session::Session(const std::filesystem::path& path, const Signature& signature, const Manifest& rank, int threads, bool alone) : parts_(std::make_unique<Parts>()) {
   Runtime::open();
   Parts& parts = *parts_;
-  parts.signature = rank.assembly.signatures.at(launch);
-  const std::filesystem::path path = rank.folder / rank.assembly.graphs.at(launch);
+  parts.signature = signature;
   parts.where = path.string();
   for (const State& state : parts.signature.states) parts.states[state.input] = state.output;
-  const auto is_state_output = [&](const std::string& name) { return std::any_of(parts.states.begin(), parts.states.end(), [&](const auto& state) { return state.second == name; }); };
+  const auto is_state_output = [&](const std::string& name) {
+    return std::any_of(parts.states.begin(), parts.states.end(), [&](const auto& state) { return state.second == name; });
+  };
   for (const Tensor& input : parts.signature.inputs)
     if (!parts.states.count(input.name)) parts.inputs.push_back(&input);
   for (const Tensor& output : parts.signature.outputs)
@@ -156,7 +160,8 @@ void Session::run(Values& values, Values& states) {
   for (const Tensor* input : parts.inputs) {
     const auto found = values.find(input->name);
     if (found == values.end()) throw Error(parts.where + " reads " + input->name + ", which nothing before it makes.", "The schedule is damaged; build it again.");
-    if (found->second.dtype() != input->dtype || found->second.shape().size() != input->shape.size()) throw Error(parts.where + " reads " + input->name + ", which is of another dtype or rank.", "The schedule is damaged; build it again.");
+    if (found->second.dtype() != input->dtype || found->second.shape().size() != input->shape.size())
+      throw Error(parts.where + " reads " + input->name + ", which is of another dtype or rank.", "The schedule is damaged; build it again.");
     key.insert(key.end(), found->second.shape().begin(), found->second.shape().end());
   }
   try {

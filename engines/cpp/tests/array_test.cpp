@@ -48,11 +48,11 @@ TEST_CASE("every half goes to float and back") {
 }
 
 TEST_CASE("halves are rounded to nearest, ties to even") {
-  CHECK(float_to_half(1.0f + 1.0f / 2048) == float_to_half(1.0f));                 // a tie, down to even
-  CHECK(float_to_half(1.0f + 3.0f / 2048) == float_to_half(1.0f + 1.0f / 512));    // a tie, up to even
+  CHECK(float_to_half(1.0f + 1.0f / 2048) == float_to_half(1.0f));               // a tie, down to even
+  CHECK(float_to_half(1.0f + 3.0f / 2048) == float_to_half(1.0f + 1.0f / 512));  // a tie, up to even
   CHECK(float_to_half(65519.0f) == 0x7bff);
   CHECK(float_to_half(65520.0f) == 0x7c00);
-  CHECK(float_to_half(std::ldexp(1.0f, -25)) == 0);                                // half of the smallest: a tie to zero
+  CHECK(float_to_half(std::ldexp(1.0f, -25)) == 0);  // half of the smallest: a tie to zero
   CHECK(float_to_half(std::ldexp(1.5f, -25)) == 1);
 }
 

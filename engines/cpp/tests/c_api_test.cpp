@@ -1,8 +1,8 @@
-#include "moetrt.h"
-
 #include <doctest/doctest.h>
 
 #include <string>
+
+#include "moetrt.h"
 
 TEST_CASE("what goes wrong is a code and a text, never an exception") {
   moetrt_chain* chain = nullptr;

@@ -20,11 +20,20 @@ std::string damaged(std::string text, std::mt19937& chance) {
   for (std::size_t times = 1 + below(4); times-- && !text.empty();) {
     const std::size_t at = below(text.size());
     switch (below(5)) {
-      case 0: text[at] = static_cast<char>(below(256)); break;
-      case 1: text.erase(at, 1 + below(8)); break;
-      case 2: text.insert(at, text.substr(at, 1 + below(8))); break;
-      case 3: text.resize(at); break;
-      default: text[at] = "0123456789-e.\"{}[],:"[below(20)];
+      case 0:
+        text[at] = static_cast<char>(below(256));
+        break;
+      case 1:
+        text.erase(at, 1 + below(8));
+        break;
+      case 2:
+        text.insert(at, text.substr(at, 1 + below(8)));
+        break;
+      case 3:
+        text.resize(at);
+        break;
+      default:
+        text[at] = "0123456789-e.\"{}[],:"[below(20)];
     }
   }
   return text;

@@ -124,9 +124,10 @@ void generate(const Request& request, moetrt::Chain& chain) {
     std::cout << listed(tokens, ",") << "\n";
     return;
   }
-  std::cout << "{\"prompt_tokens\": [" << listed(request.token_ids, ", ") << "], \"tokens\": [" << listed(tokens, ", ") << "], \"text\": \"\", \"prefill_tokens_per_second\": "
-            << rate(static_cast<double>(request.token_ids.size()), between(begin, first.value_or(Clock::now()))) << ", \"decode_tokens_per_second\": "
-            << (tokens.size() > 1 ? rate(static_cast<double>(tokens.size() - 1), between(*first, *last)) : "null") << "}\n";
+  std::cout << "{\"prompt_tokens\": [" << listed(request.token_ids, ", ") << "], \"tokens\": [" << listed(tokens, ", ")
+            << "], \"text\": \"\", \"prefill_tokens_per_second\": " << rate(static_cast<double>(request.token_ids.size()), between(begin, first.value_or(Clock::now())))
+            << ", \"decode_tokens_per_second\": "
+            << (tokens.size() > 1 ? rate(static_cast<double>(tokens.size() - 1), between(first.value_or(begin), last.value_or(begin))) : "null") << "}\n";
 }
 
 int refuse(const std::string& message, const std::string& hint, int code) {

@@ -22,6 +22,7 @@ struct Cache {
   std::int64_t batch = 0;
   std::int64_t context = 0;
   std::map<int, Values> ranks;  // rank → state input → buffer
+  Values joined;                // the same buffers, as a joined graph names them
 };
 
 struct Generation {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <variant>
@@ -60,6 +61,12 @@ struct Assembly {
   [[nodiscard]] std::vector<std::string> sent() const;
 };
 
+// What a file was when its manifest was written.
+struct Stamp {
+  std::uintmax_t bytes = 0;
+  std::string sha256;
+};
+
 // One rank's engines: `rank-NN/manifest.json`.
 struct Manifest {
   std::filesystem::path folder;
@@ -75,7 +82,7 @@ struct Manifest {
   std::vector<std::pair<std::string, std::string>> config;  // ONNX Runtime's session configuration entries
   std::string optimization = "all";
   std::vector<std::string> providers;
-  std::map<std::string, std::uintmax_t> files;  // name → bytes
+  std::map<std::string, Stamp> files;
   std::vector<std::pair<std::string, std::string>> identity;  // what the ranks of a set must share, by name
 
   // One rank's record. Throws Error: it is absent, damaged, of another kind or version, or has fields that nobody knows.
@@ -83,6 +90,15 @@ struct Manifest {
 
   // All ranks of a folder, in order. Throws Error: ranks are missing or were not made for each other, or a file is not there at its size.
   static std::vector<Manifest> read_set(const std::filesystem::path& folder);
+};
+
+// All ranks of a set as one graph: `joined.json`, beside `joined.onnx`.
+struct Joined {
+  std::filesystem::path graph;
+  Signature signature;
+
+  // The joined graph of these ranks. Nothing where there is none, or one of other graphs than theirs: it is derived, and left alone then.
+  static std::optional<Joined> find(const std::filesystem::path& folder, const std::vector<Manifest>& ranks);
 };
 
 // A manifest from the text of its file; `where` names it in errors. What a fuzzer feeds.

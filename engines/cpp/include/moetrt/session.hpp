@@ -23,8 +23,9 @@ class Runtime {
 
 class Session {
  public:
-  // :param threads: within one operator. :param alone: no other graph runs between two runs of this one: its threads may wait spinning.
-  Session(const Manifest& rank, const std::string& launch, int threads, bool alone);
+  // `path`: the graph's file, its weights where it says. `rank`: whose options it is opened with.
+  // `threads`: within one operator. `alone`: no other graph runs between two runs of this one, so that its threads may wait spinning.
+  Session(const std::filesystem::path& path, const Signature& signature, const Manifest& rank, int threads, bool alone);
   ~Session();
   Session(Session&&) noexcept;
   Session& operator=(Session&&) = delete;
