@@ -32,7 +32,7 @@ BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/n
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: MODEL=$(MODEL) TENSOR=$(TENSOR) PIPELINE=$(PIPELINE) PRECISION=$(PRECISION) BACKENDS='ort tensorrt-rtx'"
 
 setup: $(READY) ## Make .venv with everything that the other targets need

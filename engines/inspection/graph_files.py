@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import LoadError
+from exporter.plan import files
 
+from ..runtime.joined import GRAPH, Joined
 from .found import Found, Inspection
 from .screen import cut, megabytes
 
@@ -57,6 +59,20 @@ def read(path: Path) -> Found:
     lists = {"in": tuple(map(_told, record["inputs"])), "out": tuple(map(_told, record["outputs"])), "ops": tuple(f"{count} × {op}" for op, count in record["ops"].items())}
     notes = tuple(f"{name}, which holds its weights, is not beside it" for name in missing)
     return Found(Inspection(str(path), "graph", f"graph: {len(model.graph.node):,} nodes{', ' + cut(custom, 2) if custom else ''}", facts, record, lists=lists, notes=notes))
+
+
+def read_joined(path: Path) -> Found:
+    """``joined.json``: all ranks of a set as one graph, and what it was made from."""
+    record = files.read_record(Joined, path)
+    states = {state.output for state in record.signature.states}
+    facts = {
+        "joins": f"{len(record.graphs)} ranks, {sum(map(len, record.graphs.values())):,} graphs",
+        "in": cut([tensor.name for tensor in record.signature.inputs if tensor.name not in {state.input for state in record.signature.states}]),
+        "out": cut([tensor.name for tensor in record.signature.outputs if tensor.name not in states]),
+        "caches": f"{len(states)}",
+    }
+    notes = () if path.with_name(GRAPH).is_file() else (f"{GRAPH}, which it tells of, is not beside it",)
+    return Found(Inspection(str(path), record.kind, f"{len(record.graphs)} ranks as one graph", facts, files.to_json(record), notes=notes))
 
 
 def _external(model: "onnx.ModelProto") -> dict[str, dict[str, int]]:

@@ -72,12 +72,18 @@ def sha256_of(path: Path, advance: Callable[[int], Any] = lambda count: None) ->
 
 
 def stamped(path: Path) -> Claim | None:
-    """What a manifest beside a lone file says of it; None where there is none, or none that lists it."""
+    """What a manifest beside a lone file says of it; None where there is none, or none that lists it.
+
+    :raises LoadError: the file has another size.
+    """
     shard = path.name.removesuffix(path.suffix) + ".manifest.json"
     for record in (path.parent / MANIFEST, path.parent / shard):
         try:
-            stamps = files.read_json(record).get("files", {})
-            return Claim(path, stamps[path.name]["sha256"], record, "files")
+            stamp = files.read_json(record).get("files", {})[path.name]
+            claim, size = Claim(path, stamp["sha256"], record, "files"), stamp["bytes"]
         except (LoadError, AttributeError, KeyError, TypeError):
             continue
+        if size != claim.bytes:
+            raise LoadError(f"{path} has {claim.bytes} bytes, {record} says {size}.", hint=f"The file is damaged or stale; make {path.parent} again.")
+        return claim
     return None

@@ -25,6 +25,7 @@ KINDS: dict[str, Reader] = {
     "quantization-report": reports.read_quantization,
     "comparison": reports.read_comparison,
     "replay": reports.read_replay,
+    "joined": graph_files.read_joined,
 }
 """``kind`` of a JSON record → its reader."""
 UNSTAMPED: tuple[tuple[Callable[[Any], bool], Reader], ...] = (

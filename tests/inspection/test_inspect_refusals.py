@@ -18,6 +18,7 @@ RECORDS = {
     "quantization-report": ("graphs-int8/report.json", "graphs-int8/report.json"),
     "comparison": ("compare.json", "compare.json"),
     "replay": ("replay", "replay/replay.json"),
+    "joined": ("engines/ort/joined.json", "engines/ort/joined.json"),
     "bench": ("bench.json", "bench.json"),
     "config": ("../model/config.json", "../model/config.json"),
 }
