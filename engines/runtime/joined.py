@@ -23,6 +23,8 @@ class Joined:
 
     graphs: dict[str, dict[str, str]]
     """Rank folder → graph's file → sha256, of those that were joined."""
+    graph: FileStamp
+    """Of the joined graph's file."""
     signature: Signature
     kind: str = "joined"
     version: int = 1
@@ -40,19 +42,20 @@ def write_joined(folder: Path) -> dict[str, FileStamp]:
         return {}
     made = fuse(folder, {rank: record.assembly for rank, record in ranks.items()}, first.config, first.plan.tensor)
     files.write_bytes(folder / GRAPH, made.model.SerializeToString(deterministic=True))
-    files.write_record(folder / RECORD, Joined(graphs_of(ranks), made.signature))
+    files.write_record(folder / RECORD, Joined(graphs_of(ranks), records.stamp(folder / GRAPH), made.signature))
     return {name: records.stamp(folder / name) for name in (GRAPH, RECORD)}
 
 
 def read_joined(folder: Path, ranks: dict[int, EngineRank]) -> Joined | None:
-    """The record of the joined graph; None where there is none of these ranks' graphs."""
+    """The record of the joined graph; None where there is none of these ranks' graphs, or the file has another size."""
     if not (folder / RECORD).is_file() or not (folder / GRAPH).is_file():
         return None
     try:
         found = files.read_record(Joined, folder / RECORD)
     except LoadError:
         return None
-    return found if found.graphs == graphs_of(ranks) else None
+    fits = found.graph.bytes == (folder / GRAPH).stat().st_size
+    return found if fits and found.graphs == graphs_of(ranks) else None
 
 
 def graphs_of(ranks: dict[int, EngineRank]) -> dict[str, dict[str, str]]:

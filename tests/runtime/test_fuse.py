@@ -79,3 +79,28 @@ def test_a_look_at_values_on_the_way_is_a_walk(engines) -> None:
         assert "sessions" not in vars(chain.runners[0])
         chain.step(np.array([PROMPT]), np.array([0]), np.array([[0]]), chain.cache(1, 8), lambda *_: None)
         assert "sessions" in vars(chain.runners[0])
+
+
+def test_the_joined_graph_of_a_build_is_used_only_while_it_is_of_these_ranks(engines, tmp_path):
+    """Made anew in memory where the file is of other graphs, or of another size; the numbers are the same."""
+    import json
+    import shutil
+
+    from engines.runtime.joined import read_joined
+    from exporter.plan import manifest as records
+    from exporter.plan.manifest import EngineRank
+
+    folder = shutil.copytree(engines("v3", 2), tmp_path / "ort")
+    ranks = records.read_ranks(EngineRank, folder)
+    assert read_joined(folder, ranks)
+    with load(folder) as chain:
+        wanted = chain.logits([5, 9, 2])
+    graph, record = (folder / "joined.onnx").read_bytes(), json.loads((folder / "joined.json").read_text())
+    (folder / "joined.onnx").write_bytes(graph[:-1])
+    assert read_joined(folder, ranks) is None
+    (folder / "joined.onnx").write_bytes(graph)
+    record["graphs"]["rank-00"]["head.onnx"] = "0" * 64
+    (folder / "joined.json").write_text(json.dumps(record))
+    assert read_joined(folder, ranks) is None
+    with load(folder) as chain:
+        assert (chain.logits([5, 9, 2]) == wanted).all()

@@ -321,8 +321,9 @@ std::optional<Joined> Joined::find(const fs::path& folder, const std::vector<Man
   try {
     const Json data = Json::parse(text);
     const Object from(data, path.string());
-    from.only({"graphs", "signature", "kind", "version"});
+    from.only({"graphs", "graph", "signature", "kind", "version"});
     if (from.text("kind") != "joined" || from.number("version", 0, INT32_MAX) != kVersion) return std::nullopt;
+    if (from.object("graph").number("bytes", 0, INT64_MAX) != static_cast<std::int64_t>(fs::file_size(graph))) return std::nullopt;
     const Object graphs = from.object("graphs");
     if (graphs.data().size() != ranks.size()) return std::nullopt;
     for (const Manifest& rank : ranks) {
