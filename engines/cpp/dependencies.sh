@@ -17,9 +17,9 @@ apt() { apt-get -qq -o Dir::Etc::SourceList=/dev/null -o Dir::Etc::SourceParts="
 apt update
 cd "$state"
 apt download libonnxruntime-dev nlohmann-json3-dev doctest-dev
-for package in ./*.deb; do dpkg -x "$package" root; done
+for package in ./*.deb; do dpkg -x "$package" unpacked; done
 cd - >/dev/null
 mkdir -p "$folder/include"
-cp -r "$state/root/usr/include/." "$folder/include/"
+cp -r "$state/unpacked/usr/include/." "$folder/include/"
 rm -rf "$state"
 touch "$folder/.ready"
