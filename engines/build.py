@@ -152,6 +152,8 @@ def _build_ranks(request: EngineRequest, todo: dict[int, tuple[GraphsRank, str]]
     """:returns: rank → bytes of its files."""
     if min(request.jobs, len(todo)) < 2:
         return {rank: build_rank(request, *job, progress) for rank, job in todo.items()}
+    for rank in todo:  # so that lines stand in the order of ranks, whichever is heard of first
+        progress(rank, "waiting", 0.0)
     try:
         return processes.side_by_side(build_rank, {rank: (request, *job) for rank, job in todo.items()}, request.jobs, progress)
     finally:  # a process that was ended could not tidy up

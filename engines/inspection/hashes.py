@@ -1,4 +1,4 @@
-"""Every hash that a record states, recomputed; the first file that differs is named."""
+"""Every hash that a record states, recomputed; what differs is named, the first in full."""
 
 import hashlib
 from collections import Counter
@@ -10,6 +10,8 @@ from typing import Any
 from exporter.errors import LoadError
 from exporter.plan import files
 from exporter.plan.manifest import MANIFEST, FileStamp
+
+from .screen import cut
 
 CHUNK = 8 << 20
 """Bytes hashed at a time."""
@@ -42,10 +44,11 @@ def verify(claims: Iterable[Claim], advance: Callable[[int], Any] = lambda count
 
     :param advance: called with each number of bytes that were read.
     :returns: what was verified → how many.
-    :raises LoadError: a file differs.
+    :raises LoadError: files differ; the first is told in full.
     """
     known: dict[tuple[int, int], str] = {}
     done: Counter[str] = Counter()
+    differing: list[tuple[Path, str]] = []
     for claim in claims:
         seen = claim.path.stat()
         same = (seen.st_dev, seen.st_ino)
@@ -54,11 +57,12 @@ def verify(claims: Iterable[Claim], advance: Callable[[int], Any] = lambda count
         else:
             known[same] = sha256_of(claim.path, advance)
         if known[same] != claim.sha256:
-            raise LoadError(
-                f"{claim.path} does not have the sha256 that {claim.by} states: {known[same][:12]}, not {claim.sha256[:12]}.",
-                hint="The file was changed or made anew since; make again what is older.",
-            )
+            differing.append((claim.path, f"the sha256 that {claim.by} states: {known[same][:12]}, not {claim.sha256[:12]}"))
         done[claim.what] += 1
+    if differing:
+        (path, told), *rest = differing
+        also = f"; {len(rest)} more differ from what is stated: {cut(other for other, _ in rest)}" if rest else ""
+        raise LoadError(f"{path} does not have {told}{also}.", hint="What differs was changed or made anew since; make again what is older.")
     return done
 
 
