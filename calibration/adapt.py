@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engines.prompts import read_prompts
+from engines.prompts import read_prompts, require_vocabulary
 from engines.runtime.text import Text
 from exporter import progress
 from exporter.errors import LoadError, UsageError
@@ -16,7 +16,6 @@ from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.manifest import GraphsRank
 
-from .calibrate import require_vocabulary
 from .quantize import Job, Quantized, QuantizeRequest, perform, plan_quantization
 from .report import Quality, Report, Sensitivity, WeightError, write_report
 from .schemes import STATIC
@@ -132,7 +131,7 @@ def _held_out(request: AdaptiveRequest, job: Job) -> list[list[int]] | None:
         return None
     config = job.first.config
     rows = read_prompts(request.held_out, lambda: Text(request.what.graphs, config.bos))
-    require_vocabulary(rows, request.held_out, config)
+    require_vocabulary(rows, config.vocab, of=f" of {request.held_out}")
     return [row[: min(request.max_tokens, config.positions)] for row in rows]
 
 

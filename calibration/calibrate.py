@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.prompts import read_prompts
+from engines.prompts import read_prompts, require_vocabulary
 from engines.runtime.loading import read_set
 from engines.runtime.text import Text
 from exporter import __version__
@@ -190,17 +190,10 @@ def require_float(graphs: Path, rank: int | None = None) -> dict[int, GraphsRank
 
 def _rows(request: CalibrationRequest, config: ModelConfig) -> list[list[int]]:
     rows = read_prompts(request.prompts, lambda: Text(request.graphs, config.bos))
-    require_vocabulary(rows, request.prompts, config)
+    require_vocabulary(rows, config.vocab, of=f" of {request.prompts}")
     if request.seed is not None:
         random.Random(request.seed).shuffle(rows)
     return [row[: min(request.max_tokens, config.positions)] for row in rows if row]
-
-
-def require_vocabulary(rows: list[list[int]], path: Path, config: ModelConfig) -> None:
-    for number, row in enumerate(rows, 1):
-        strange = next((token for token in row if not 0 <= token < config.vocab), None)
-        if strange is not None:
-            raise RunError(f"prompt {number} of {path} has the token {strange}, beyond the vocabulary of {config.vocab}.", hint="Was it made by another tokenizer?")
 
 
 def _digest(request: CalibrationRequest, ranks: dict[int, GraphsRank]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.backends.ort import CPU
-from engines.runtime.session import AS_WRITTEN, Session, value_of, zeros
+from engines.runtime.session import AS_WRITTEN, WEIGHTS_FOLDER, Session, value_of, zeros
 from exporter.lowering import lower
 from exporter.plan import manifest as records
 from exporter.plan.manifest import GraphsRank
@@ -163,7 +163,7 @@ def open_segment(folder: Path, record: GraphsRank, name: str, taps: Sequence[str
         if tap in made:
             model.graph.output.append(onnx.helper.make_tensor_value_info(tap, known[tap], None))
     extra = tuple(Tensor(tap, "", ()) for tap in taps if tap in made)
-    options = {"config": OPTIONS | {"session.model_external_initializers_file_folder_path": str(where)}}
+    options = {"config": OPTIONS | {WEIGHTS_FOLDER: str(where)}}
     return Session(model.SerializeToString(), replace(signature, outputs=signature.outputs + extra), os.cpu_count() or 1, options)
 
 

@@ -2,18 +2,26 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from exporter.errors import RunError, UsageError
+from exporter.errors import MoetrtError, RunError, UsageError
 
 from .runtime.text import Text
 
 log = logging.getLogger(__name__)
 OpenText = Callable[[], Text]
 """Opens the tokenizer; called once at most, and only where there is text."""
+
+
+def require_vocabulary(rows: Iterable[Sequence[int]], vocab: int, error: type[MoetrtError] = RunError, of: str = "") -> None:
+    """:param of: where the prompts are from, as ``" of FILE"``. :raises MoetrtError: ``error``: a token is beyond the vocabulary."""
+    for number, row in enumerate(rows, 1):
+        strange = next((token for token in row if not 0 <= token < vocab), None)
+        if strange is not None:
+            raise error(f"prompt {number}{of} has the token {strange}, beyond the vocabulary of {vocab}.", hint="Was it made by another tokenizer?")
 
 
 def read_prompts(path: Path, open_text: OpenText, limit: int | None = None) -> list[list[int]]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.layout import Reference
+
 if TYPE_CHECKING:
     import onnx
 
@@ -106,9 +108,9 @@ def sample(path: Path, offset: int, size: int, shape: tuple[int, ...]) -> str:
 
 def sample_of(tensor: "onnx.TensorProto", folder: Path) -> str:
     """Of an initializer: of the file that it refers to, or of its own bytes."""
-    if tensor.external_data:
-        where = {entry.key: entry.value for entry in tensor.external_data}
-        return sample(folder / where["location"], int(where["offset"]), int(where["length"]), tuple(tensor.dims))
+    place = Reference.read(tensor)
+    if place:
+        return sample(folder / place.location, place.offset, place.bytes, tuple(tensor.dims))
     from onnx import numpy_helper
 
     return hashlib.sha256(numpy_helper.to_array(tensor).tobytes()).hexdigest()

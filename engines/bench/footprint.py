@@ -6,6 +6,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.checkpoint.layout import Reference
+from exporter.lowering import all_nodes
 from exporter.plan import manifest as records
 from exporter.plan.manifest import Assembly, EngineRank, GraphsRank
 from exporter.plan.signature import BATCH, CONTEXT
@@ -106,24 +108,15 @@ def mapped(graph: "onnx.GraphProto", experts: int) -> Iterator[tuple[tuple[str, 
     :param experts: routed experts that the rank holds: the first dimension of their tensors.
     """
     uses: dict[str, set[tuple[str, int]]] = {}
-    for node in _nodes(graph):
+    for node in all_nodes(graph):
         for position, name in enumerate(node.input):
             uses.setdefault(name, set()).add((node.op_type, position))
     for tensor in graph.initializer:
-        place = {entry.key: entry.value for entry in tensor.external_data}
+        place = Reference.read(tensor)
         if place and tensor.name in uses:
-            size = int(place.get("length") or tensor_bytes(tensor))
+            size = place.bytes or tensor_bytes(tensor)
             first = tensor.dims[0] if tensor.dims else 1
-            yield (place["location"], int(place.get("offset", 0))), Mapped(tensor.name, size, _read(tensor, uses[tensor.name], experts), first)
-
-
-def _nodes(graph: "onnx.GraphProto") -> "Iterator[onnx.NodeProto]":
-    """A graph's nodes and those of its branches, which read what lies around them."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
+            yield (place.location, place.offset), Mapped(tensor.name, size, _read(tensor, uses[tensor.name], experts), first)
 
 
 def _read(tensor: "onnx.TensorProto", uses: Iterable[tuple[str, int]], experts: int) -> str:

@@ -15,7 +15,6 @@ from exporter.errors import LoadError
 from exporter.models import FAMILIES
 from exporter.plan import files
 from exporter.plan import manifest as records
-from exporter.plan.manifest import GraphsRank
 from exporter.plan.parallel import Range, shard
 from exporter.plan.schedule import AllGather, AllReduce
 
@@ -163,7 +162,7 @@ def _tile(ranges: list[Range], count: int) -> bool:
 def _between(left: Side, right: Side) -> Iterator[Fault]:
     for what, mine, theirs in _identity(left.first, right.first):
         if mine != theirs:
-            yield Fault("manifest", None, None, None, f"the {what} differs: {_short(mine)} on the left, {_short(theirs)} on the right")
+            yield Fault("manifest", None, None, None, f"the {what} differs: {records.short(mine)} on the left, {records.short(theirs)} on the right")
 
 
 def _identity(one: Record, other: Record) -> Iterator[tuple[str, Any, Any]]:
@@ -176,10 +175,6 @@ def _identity(one: Record, other: Record) -> Iterator[tuple[str, Any, Any]]:
     limits = [getattr(record, "max_context", None) for record in (one, other)]
     if None not in limits:
         yield "--max-context", *limits
-
-
-def _short(value: Any) -> str:
-    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 def _notes(sides: dict[str, Side]) -> Iterator[str]:
@@ -272,7 +267,7 @@ def _became(held: RankSide, node: str) -> str:
 
 def _schedule_faults(record: Record) -> Iterator[tuple[str, str]]:
     """Where graphs are cut at the collectives: one behind each segment."""
-    assembly = record.segments if isinstance(record, GraphsRank) else record.assembly
+    assembly = records.segments_of(record)
     if record.plan.tensor == 1 or WHOLE_RANK in assembly.graphs:
         return
     joined = {step.value: step for step in assembly.steps if isinstance(step, AllReduce | AllGather)}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from exporter.checkpoint.reader import TensorInfo, read_header
 from exporter.errors import LoadError
+from exporter.lowering import all_nodes
 from exporter.models.weights import DTYPES, stored_tensors
 from exporter.plan import files
 from exporter.plan import manifest as records
@@ -78,10 +79,9 @@ class Promise:
 
 def read_side(folder: Path) -> Side:
     """:raises LoadError: no folder of graphs or engines."""
-    first = next(iter(sorted(folder.glob(f"rank-*/{records.MANIFEST}"))), None)
-    if first is None:
+    kind = records.kind_of_set(folder)
+    if kind is None:
         raise LoadError(f"{folder} holds no finished rank (no rank-*/{records.MANIFEST}).", hint="Give folders that `moetrt build` wrote.")
-    kind = GraphsRank if files.read_json(first).get("kind") == GraphsRank.kind else EngineRank
     ranks = records.read_ranks(kind, folder)
     return Side(folder, getattr(next(iter(ranks.values())), "backend", "graphs"), ranks)
 
@@ -154,7 +154,7 @@ MOVES = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Cast", "CastLike", "Id
 
 
 def _graph_products(model: "onnx.ModelProto") -> Iterator[Product]:
-    nodes = list(_nodes(model.graph))
+    nodes = list(all_nodes(model.graph))
     makers, stored = {name: node for node in nodes for name in node.output}, set(portable(model))
     how = partial(_how, makers, stored)
     for node in nodes:
@@ -169,15 +169,6 @@ def _graph_products(model: "onnx.ModelProto") -> Iterator[Product]:
 def _activations(node: "onnx.NodeProto") -> str:
     given = next((attribute.s.decode() for attribute in node.attribute if attribute.name == "activations"), "float")
     return "float" if given == "float" else "int8"
-
-
-def _nodes(graph: "onnx.GraphProto") -> "Iterator[onnx.NodeProto]":
-    """Those of branches too."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _nodes(attribute.g)
 
 
 def _how(makers: "dict[str, onnx.NodeProto]", stored: set[str], value: str) -> Made:

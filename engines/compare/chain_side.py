@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import LoadError
 from exporter.models import FAMILIES
-from exporter.plan.manifest import EngineRank, GraphsRank
+from exporter.plan.manifest import EngineRank, GraphsRank, calibration_of, segments_of
 from exporter.plan.schedule import AllReduce
 from exporter.plan.signature import BATCH, CONTEXT
 
@@ -17,7 +17,7 @@ from ..runtime.cache import cache_length
 from ..runtime.chain import FAST, Chain, RankRunner
 from ..runtime.collectives import all_gather, all_reduce
 from ..runtime.loading import load
-from ..runtime.session import Session, value_of, zeros
+from ..runtime.session import WEIGHTS_FOLDER, Session, value_of, zeros
 from .pieces import Piece, RankPieces
 from .sides import Given, Made, segment_names
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from ..runtime.cache import Cache
 
-WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 UNCHOSEN = -1e3
 """Below this, the logarithm of a score is that of an expert that was not chosen."""
 
@@ -40,9 +39,7 @@ class ChainSide:
         first = self.records[0]
         self.config, self.plan, self.arithmetic, self.max_context = first.config, first.plan, self.opened.arithmetic, self.opened.max_context
         self.fingerprint = first.source.fingerprint
-        made = first.quantization
-        quantised = made and (made.scheme, made.table, made.smooth, made.float_segments)
-        self.identity = (self.fingerprint, first.precision, first.attention, quantised, self.arithmetic.endswith(FAST))
+        self.identity = (self.fingerprint, first.precision, first.attention, calibration_of(first), self.arithmetic.endswith(FAST))
 
     def close(self) -> None:
         self.opened.close()
@@ -59,7 +56,7 @@ class ChainSide:
     @cached_property
     def ranks(self) -> dict[int, RankPieces]:
         names = segment_names(self.config)
-        return {rank: RankPieces(self.runner(rank).folder, assembly_of(record), _stage(record, names), record.precision) for rank, record in self.records.items()}
+        return {rank: RankPieces(self.runner(rank).folder, segments_of(record), _stage(record, names), record.precision) for rank, record in self.records.items()}
 
     def runner(self, rank: int) -> RankRunner:
         return self.opened.runners[rank]
@@ -68,11 +65,6 @@ class ChainSide:
 def _stage(record: EngineRank | GraphsRank, names: tuple[str, ...]) -> tuple[str, ...]:
     mine = {segment.name for segment in FAMILIES[record.config.family].segments(record.config, record.shard)}
     return tuple(name for name in names if name in mine)
-
-
-def assembly_of(record: EngineRank | GraphsRank) -> Any:
-    """Cut in segments, where the folder has it so."""
-    return record.segments if isinstance(record, GraphsRank) else record.assembly
 
 
 class ChainRun:
@@ -86,8 +78,7 @@ class ChainRun:
     def step(self, token_ids: "np.ndarray", start: int) -> "np.ndarray":
         import numpy as np
 
-        for token in token_ids[0]:
-            self.chain.check([token])
+        self.chain.check(token_ids[0])
         return self.chain.step(np.ascontiguousarray(token_ids), np.array([start]), np.arange(token_ids.shape[1])[None], self.cache)[0]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from exporter import progress
 from exporter.errors import UsageError
 
-from ..prompts import read_prompts
+from ..prompts import read_prompts, require_vocabulary
 from ..runtime.text import Text
 from .lengths import LengthsComparison, compare_lengths, read_lengths
 from .metrics import Accumulator, Difference, SegmentDifference
@@ -24,7 +24,6 @@ from .walk import (
     Walked,
     require_comparable,
     require_lengths,
-    require_vocabulary,
     walk_logits,
     walk_segments,
 )
@@ -163,7 +162,7 @@ def compare_at_lengths(request: CompareRequest, quiet: bool = True, lengths: str
     with contextlib.closing(open_side(request.left)) as left, contextlib.closing(open_side(request.right)) as right:
         require_comparable(left, right)
         rows = read_prompts(request.prompts, partial(text_of, left, right), request.samples) if request.prompts else []
-        require_vocabulary(left, rows)
+        require_vocabulary(rows, left.config.vocab, UsageError)
         return compare_lengths(left, right, wanted, rows, limits_of(request, left, right), names_of(request, left, right), notes_on(left, right), quiet)
 
 

@@ -4,7 +4,7 @@ Engines of one tensor rank are one graph. The values between its segments have n
 segment is whatever lies between two of them: the very nodes that serve, their weights where they are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -153,6 +153,11 @@ def _numpy(name: str) -> "object":
     import numpy as np
 
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def external(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
+    """Initializers whose bytes lie in a file beside the graph."""
+    return (tensor for tensor in graph.initializer if tensor.data_location == tensor.EXTERNAL)
 
 
 def choice_of(graph: "onnx.GraphProto") -> str | None:

@@ -5,12 +5,12 @@ furthest apart.
 """
 
 import shlex
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.layout import Reference
 from exporter.errors import LoadError
 from exporter.lowering import lower
 from exporter.plan import files
@@ -18,7 +18,7 @@ from exporter.plan.capabilities import Capabilities
 from exporter.plan.manifest import GraphsRank
 
 from .chain_side import ChainSegment, ChainSide
-from .pieces import Piece
+from .pieces import Piece, external
 from .sides import Given, Side
 from .tolerances import Tolerance
 from .verdict import END_TO_END
@@ -153,30 +153,21 @@ def _write_graph(folder: Path, name: str, side: Side, piece: Piece, rank: int) -
     del model.graph.output[:]
     model.graph.output.extend(results)
     with files.whole_file(folder / f"{name}.weights") as file:
-        for tensor in _external(model.graph):
+        for tensor in external(model.graph):
             file.write(bytes(-file.tell() % ALIGNMENT))
             _move(tensor, side.runner(rank).folder, file, f"{name}.weights")
     files.write_bytes(folder / f"{name}.onnx", model.SerializeToString(deterministic=True))
 
 
-def _external(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
-    from onnx import TensorProto
-
-    return (tensor for tensor in graph.initializer if tensor.data_location == TensorProto.EXTERNAL)
-
-
 def _move(tensor: "onnx.TensorProto", source: Path, file: Any, name: str) -> None:
     """Copy a tensor's bytes to the end of ``file``, and let it refer to them there."""
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    offset, left = int(place.get("offset", 0)), int(place["length"])
-    begin = file.tell()
-    with (source / place["location"]).open("rb") as given:
-        given.seek(offset)
+    place, begin = Reference.read(tensor), file.tell()
+    left = place.bytes
+    with (source / place.location).open("rb") as given:
+        given.seek(place.offset)
         while left:
             left -= file.write(given.read(min(left, COPIED)))
-    del tensor.external_data[:]
-    for key, value in (("location", name), ("offset", begin), ("length", place["length"])):
-        tensor.external_data.add(key=key, value=str(value))
+    Reference(name, begin, place.bytes).write(tensor)
 
 
 def _commands(folder: Path, sides: dict[str, Side], redone: dict[str, Redone], allowed: float) -> tuple[list[str], list[str]]:

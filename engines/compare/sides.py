@@ -11,7 +11,7 @@ from exporter.plan import manifest as records
 from exporter.plan.config import ModelConfig
 from exporter.plan.parallel import Plan, shards
 
-from ..runtime.generate import PREFILL
+from ..runtime.generate import chunks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,11 +93,10 @@ def segment_names(config: ModelConfig) -> tuple[str, ...]:
     return tuple(segment.name for shard in shards(config, Plan(1)) for segment in family.segments(config, shard))
 
 
-def steps(tokens: int, decode: int, chunk: int = PREFILL) -> Iterator[slice]:
+def steps(tokens: int, decode: int) -> Iterator[slice]:
     """A prompt of known tokens as a server would meet it: chunks of prompt, then ``decode`` tokens one by one."""
     prompt = max(tokens - decode, 1)
-    for begin in range(0, prompt, chunk):
-        yield slice(begin, min(begin + chunk, prompt))
+    yield from chunks(prompt)
     for position in range(prompt, tokens):
         yield slice(position, position + 1)
 

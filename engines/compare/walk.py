@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import UsageError
 
+from ..prompts import require_vocabulary
 from .metrics import Accumulator, Gap, moved_tokens
 from .sides import Given, Made, Side, segment_names, steps, teacher_forced
 
@@ -101,15 +102,7 @@ def require_lengths(left: Side, right: Side, prompts: Sequence[Sequence[int]]) -
     for number, prompt in enumerate(prompts, 1):
         if len(prompt) > most:
             raise UsageError(f"prompt {number} has {len(prompt)} tokens, beyond the context of {most}.", hint="Take shorter prompts, or build with a larger --max-context.")
-    require_vocabulary(left, prompts)
-
-
-def require_vocabulary(side: Side, prompts: Sequence[Sequence[int]]) -> None:
-    """:raises UsageError: a token is beyond the vocabulary."""
-    for number, prompt in enumerate(prompts, 1):
-        strange = next((token for token in prompt if not 0 <= token < side.config.vocab), None)
-        if strange is not None:
-            raise UsageError(f"prompt {number} has the token {strange}, beyond the vocabulary of {side.config.vocab}.", hint="Was it made by another tokenizer?")
+    require_vocabulary(prompts, left.config.vocab, UsageError)
 
 
 def walk_logits(left: Side, right: Side, prompts: Iterable[Sequence[int]], margin: float, decode: int = DECODE, advance: Advance = silent, keep: Callable[..., None] = lambda *pair: None) -> tuple[Accumulator, Accumulator]:

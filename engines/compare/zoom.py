@@ -9,10 +9,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.layout import Reference
 from exporter.plan.manifest import EngineRank, GraphsRank
 
 from .chain_side import ChainSegment, ChainSide, open_piece
-from .pieces import Piece
+from .pieces import Piece, external
 from .replay import cache_of
 from .sides import Side
 from .walk import Example
@@ -82,8 +83,8 @@ def _schedule(pair: tuple[Half, Half]) -> Iterator[str]:
 def _stored(pair: tuple[Half, Half]) -> Iterator[str]:
     """Tensors of one name, dtype and shape whose bytes differ."""
     left, right = pair
-    known = {tensor.name: tensor for tensor in _external(right.piece.model.graph)}
-    for tensor in _external(left.piece.model.graph):
+    known = {tensor.name: tensor for tensor in external(right.piece.model.graph)}
+    for tensor in external(left.piece.model.graph):
         twin = known.get(tensor.name)
         if twin is not None and (tensor.data_type, tensor.dims) == (twin.data_type, twin.dims):
             values = _read(tensor, left.side.runner(left.rank).folder), _read(twin, right.side.runner(right.rank).folder)
@@ -91,17 +92,13 @@ def _stored(pair: tuple[Half, Half]) -> Iterator[str]:
                 yield f"stored tensor {tensor.name} differs{_where(*values, tensor.name, left.side.records[left.rank])}"
 
 
-def _external(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
-    return (tensor for tensor in graph.initializer if tensor.data_location == tensor.EXTERNAL)
-
-
 def _read(tensor: "onnx.TensorProto", folder: Any) -> "np.ndarray":
     import numpy as np
     import onnx
 
-    place = {entry.key: entry.value for entry in tensor.external_data}
+    place = Reference.read(tensor)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    data = np.memmap(folder / place["location"], np.uint8, "r", int(place.get("offset", 0)), (int(place["length"]),))
+    data = np.memmap(folder / place.location, np.uint8, "r", place.offset, (place.bytes,))
     return data.view(dtype).reshape(tuple(tensor.dims)) if dtype.itemsize else data
 
 

@@ -294,6 +294,6 @@ def _quantised(made: Quantization) -> str:
 
 
 def _rank(record: GraphsRank | EngineRank) -> dict[str, Any]:
-    part, graphs = record.shard, record.segments.graphs if isinstance(record, GraphsRank) else record.assembly.graphs
+    part, graphs = record.shard, records.segments_of(record).graphs
     owned = {name: [getattr(part, name).start, getattr(part, name).stop] for name in ("layers", "heads", "experts", "vocab")}
     return {"rank": record.rank} | owned | {"graphs": len(graphs), "files": len(record.files), "bytes": sum(stamp.bytes for stamp in record.files.values())}

@@ -23,7 +23,7 @@ from .generate import chunks, generate
 from .joined import GRAPH, read_joined
 from .sampling import Sampling
 from .serving import Completion, Request, serve
-from .session import Session, device_of, value_of
+from .session import WEIGHTS_FOLDER, Session, device_of, value_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,9 +69,12 @@ class RankRunner:
 
 
 def join_ranks(folder: Path, ranks: dict[int, Any], runners: dict[int, RankRunner], wanted: bool) -> Session | None:
-    """One session for all ranks, where they are several and of one CPU and it is wanted; else each rank's own are opened."""
+    """One session for all ranks, where they are several and of one CPU. Else each rank's own: opened now, or if no chain
+    that serves is wanted when they are first used, since who compares may never run a whole rank."""
     first, config, plan = runners[0], ranks[0].config, ranks[0].plan
-    if len(runners) == 1 or first.device != "cpu" or not wanted:
+    if not wanted:
+        return None
+    if len(runners) == 1 or first.device != "cpu":
         for runner in runners.values():
             _ = runner.sessions
         return None
@@ -79,7 +82,7 @@ def join_ranks(folder: Path, ranks: dict[int, Any], runners: dict[int, RankRunne
     if made:
         return Session(folder / GRAPH, made.signature, first.threads, first.options)
     fused = fuse(folder, {rank: runner.assembly for rank, runner in runners.items()}, config, plan.tensor)
-    options = first.options | {"config": first.options.get("config", {}) | {"session.model_external_initializers_file_folder_path": str(folder.resolve())}}
+    options = first.options | {"config": first.options.get("config", {}) | {WEIGHTS_FOLDER: str(folder.resolve())}}
     return Session(fused.model.SerializeToString(), fused.signature, first.threads, options)
 
 

@@ -34,16 +34,18 @@ def write_joined(folder: Path) -> dict[str, FileStamp]:
     """Join the ranks of a folder, where they are several, whole and for a CPU. :returns: what was written, by name."""
     ranks = records.read_ranks(EngineRank, folder)
     first = next(iter(ranks.values()))
-    if read_joined(folder, ranks):
-        return {name: records.stamp(folder / name) for name in (GRAPH, RECORD)}
+    there = read_joined(folder, ranks)
+    if there:
+        return {GRAPH: there.graph, RECORD: records.stamp(folder / RECORD)}
     for name in (GRAPH, RECORD):
         (folder / name).unlink(missing_ok=True)
     if first.backend != "ort" or first.plan.ranks == 1 or set(ranks) != set(range(first.plan.ranks)):
         return {}
     made = fuse(folder, {rank: record.assembly for rank, record in ranks.items()}, first.config, first.plan.tensor)
     files.write_bytes(folder / GRAPH, made.model.SerializeToString(deterministic=True))
-    files.write_record(folder / RECORD, Joined(graphs_of(ranks), records.stamp(folder / GRAPH), made.signature))
-    return {name: records.stamp(folder / name) for name in (GRAPH, RECORD)}
+    graph = records.stamp(folder / GRAPH)
+    files.write_record(folder / RECORD, Joined(graphs_of(ranks), graph, made.signature))
+    return {GRAPH: graph, RECORD: records.stamp(folder / RECORD)}
 
 
 def read_joined(folder: Path, ranks: dict[int, EngineRank]) -> Joined | None:

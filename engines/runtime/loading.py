@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 from exporter.errors import LoadError
-from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.manifest import EngineRank, GraphsRank
 
@@ -45,9 +44,7 @@ def read_set(folder: Path) -> dict[int, EngineRank] | dict[int, GraphsRank]:
     """The rank manifests of an engines or graphs folder, complete and agreeing."""
     if not folder.is_dir():
         raise LoadError(f"{folder} is not a folder.", hint="Give the folder that `moetrt build` wrote.")
-    first = next(iter(sorted(folder.glob(f"rank-*/{records.MANIFEST}"))), None)
-    kind = GraphsRank if first and files.read_json(first).get("kind") == GraphsRank.kind else EngineRank
-    ranks = records.read_ranks(kind, folder)
+    ranks = records.read_ranks(records.kind_of_set(folder) or EngineRank, folder)
     records.require_set(ranks, folder)
     return ranks
 

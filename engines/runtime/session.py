@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Session configuration: weight-only products compute in float32 rather than with activations of their own quantisation."""
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Session configuration: where the weights of a graph lie that is no file itself."""
 KEPT = 8
 """Shapes of run whose buffers are kept: beyond that, none is."""
 CUDA = "CUDAExecutionProvider"

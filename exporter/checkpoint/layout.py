@@ -27,8 +27,28 @@ class Placed:
 
     def refer(self, tensor: "onnx.TensorProto", location: str) -> None:
         """Make an ONNX initializer refer to these bytes of the file ``location``, beside the graph."""
+        Reference(location, self.offset, self.bytes).write(tensor)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where an ONNX initializer says that its bytes lie."""
+
+    location: str
+    """A file beside the graph."""
+    offset: int
+    bytes: int | None
+    """None where it does not say."""
+
+    @classmethod
+    def read(cls, tensor: "onnx.TensorProto") -> "Reference | None":
+        """None where the initializer holds its bytes itself."""
+        told = {entry.key: entry.value for entry in tensor.external_data}
+        return cls(told["location"], int(told.get("offset", 0)), int(told["length"]) if told.get("length") else None) if told else None
+
+    def write(self, tensor: "onnx.TensorProto") -> None:
         del tensor.external_data[:]
-        for key, value in (("location", location), ("offset", self.offset), ("length", self.bytes)):
+        for key, value in (("location", self.location), ("offset", self.offset), ("length", self.bytes)):
             tensor.external_data.add(key=key, value=str(value))
 
 

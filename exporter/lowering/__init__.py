@@ -6,6 +6,7 @@ engine's manifest keeps.
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ..errors import BuildError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import onnx
 
 log = logging.getLogger(__name__)
-__all__ = ["LOWERINGS", "Context", "Derived", "Lowerer", "Refusal", "Replacement", "lower"]
+__all__ = ["LOWERINGS", "Context", "Derived", "Lowerer", "Refusal", "Replacement", "all_nodes", "lower", "reads"]
 
 LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
     "Route": (ROUTER_ORT, INLINE),
@@ -94,6 +95,15 @@ def _drop_dead(graph: "onnx.GraphProto") -> None:
             needed |= reads(node)
     del graph.node[:]
     graph.node.extend(reversed(kept))
+
+
+def all_nodes(graph: "onnx.GraphProto") -> "Iterator[onnx.NodeProto]":
+    """A graph's nodes and those of its branches, which read what lies around them."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from all_nodes(attribute.g)
 
 
 def reads(node: "onnx.NodeProto") -> set[str]:

@@ -190,6 +190,17 @@ def stamp(path: Path) -> FileStamp:
     return FileStamp(path.stat().st_size, files.sha256_file(path))
 
 
+def kind_of_set(folder: Path) -> type[GraphsRank] | type[EngineRank] | None:
+    """What the ranks in ``folder`` are, by the first of them; None where there is none."""
+    first = next(iter(sorted(folder.glob(f"rank-*/{MANIFEST}"))), None)
+    return first and (GraphsRank if files.read_json(first).get("kind") == GraphsRank.kind else EngineRank)
+
+
+def segments_of(record: GraphsRank | EngineRank) -> Assembly:
+    """A rank cut in segments, where its folder has it so; of some engines it is one graph."""
+    return record.segments if isinstance(record, GraphsRank) else record.assembly
+
+
 def read_ranks(kind: type[Rank], folder: Path) -> dict[int, Rank]:
     """The rank manifests that are in ``folder``, by rank; a rank without one is not whole and is left out."""
     found = {}
@@ -236,7 +247,7 @@ def require_alike(ranks: dict[int, Rank], folder: Path) -> None:
         for what, mine, other in _identity(record, first):
             if mine != other:
                 raise LoadError(
-                    f"{folder / rank_folder(rank)} is of another {what} than {rank_folder(first.rank)}: {_short(mine)}, not {_short(other)}.",
+                    f"{folder / rank_folder(rank)} is of another {what} than {rank_folder(first.rank)}: {short(mine)}, not {short(other)}.",
                     hint="Ranks of one set must come from one checkpoint and one plan; make the odd rank again with --rank.",
                 )
 
@@ -248,17 +259,18 @@ def _identity(record: Rank, first: Rank) -> Iterable[tuple[str, Any, Any]]:
         yield "--fast", *("fast" in one.options for one in (record, first))
     for what, name in names.items():
         yield what, getattr(record, name), getattr(first, name)
-    yield "quantisation", *(_calibration(one) for one in (record, first))
+    yield "quantisation", *(calibration_of(one) for one in (record, first))
     yield "checkpoint", record.source.fingerprint, first.source.fingerprint
 
 
-def _calibration(record: Rank) -> str | None:
+def calibration_of(record: Rank) -> str | None:
     """What the ranks of a set must share of their quantisation: all but the names of their own layers."""
     made = record.quantization
     return made and files.digest([made.scheme, made.table, made.smooth, made.float_segments])
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A hash by its first digits; anything else as it is."""
     return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
 
 

@@ -189,7 +189,7 @@ def test_a_prompt_of_one_token_can_be_compared(moetrt, engines, checkpoint, tmp_
 
 
 def test_long_prompts_go_in_chunks(moetrt, engines, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("engines.compare.sides.PREFILL", 8)
+    monkeypatch.setattr("engines.runtime.generate.PREFILL", 8)
     prompt = tmp_path / "prompt.jsonl"
     prompt.write_text(json.dumps({"token_ids": list(range(2, 40))}))
     for mode in ("logits", "segments", "drift"):
