@@ -38,6 +38,8 @@ class EngineRequest:
     compute_capabilities: tuple[str, ...] = ()
     fast: bool = False
     """Take kernels that round activations in their own way, where the backend has them."""
+    plugins: Path | None = None
+    """The library of our TensorRT plugins, for the backends that take them."""
     jobs: int = 1
     """Ranks at a time, each in a process of its own; 1 builds in this process. The engines are the same."""
     dry_run: bool = False
@@ -84,6 +86,8 @@ def build_engines(request: EngineRequest, progress: RankProgress = silent) -> En
         raise UsageError(f"the backend {request.backend} has no use for --compute-capability.", hint="It is for tensorrt and tensorrt-rtx.")
     if request.fast and not backend.substitutes:
         raise UsageError(f"the backend {request.backend} has no kernels that --fast would take.", hint="It is for ort.")
+    if request.plugins and not backend.takes_plugins:
+        raise UsageError(f"the backend {request.backend} has no use for --plugins.", hint="They are TensorRT's, for tensorrt and tensorrt-rtx.")
     ranks = records.read_wanted(GraphsRank, request.graphs, request.rank)
     for record in ranks.values():
         _require_buildable(request, backend, record)
@@ -140,7 +144,7 @@ def _manifest_digest(request: EngineRequest, backend: Backend, record: GraphsRan
         "max_batch": request.max_batch,
         "compute_capabilities": request.compute_capabilities,
         "fast": request.fast,
-    }
+    } | ({"plugins": files.sha256_file(request.plugins)} if request.plugins else {})
     return files.digest({"moetrt": __version__, "tools": backend.tools()} | asked)
 
 
@@ -173,6 +177,7 @@ def build_rank(request: EngineRequest, record: GraphsRank, digest: str, progress
             max_batch=request.max_batch,
             compute_capabilities=request.compute_capabilities,
             fast=request.fast,
+            plugins=request.plugins,
             progress=lambda what, part: progress(record.rank, what, part),
         )
         made = backend.build(job)

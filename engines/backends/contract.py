@@ -32,6 +32,8 @@ class RankBuild:
     """GPU generations to compile for, such as ``8.9``; the backend's default where none is given."""
     fast: bool = False
     """Whether kernels may be taken that round in their own way."""
+    plugins: Path | None = None
+    """The library of our TensorRT plugins, where ops are to be those."""
     progress: Progress = field(default=silent, compare=False)
 
 
@@ -58,6 +60,8 @@ class Backend:
     """Versions of the libraries that build. :raises BuildError: they cannot be imported; says how to install them."""
     build: Callable[[RankBuild], RankEngines]
     takes_compute_capabilities: bool = False
+    takes_plugins: bool = False
+    """Whether ops may become plugins of our own library."""
     substitutes: bool = False
     """Whether it has faster kernels that do not compute as written."""
     derives: bool = False

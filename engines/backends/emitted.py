@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import prod
 
-from .int8_layers import Layer, Operand, parse_layers
+from .int8_layers import PLUGIN, Layer, Operand, parse_layers
 
 LAYER = re.compile(r"^Name: (?P<name>.*?), LayerType: (?P<type>[^,]*),", re.MULTILINE)
 SERIAL = re.compile(r"(?<=__mye)\d+")
@@ -16,7 +16,7 @@ PROFILE = re.compile(r" \[profile \d+\]")
 AS_STORED = re.compile(r"^(?P<weight>.+)_constant[A-Z]\w*$")
 """A constant that is a tensor of the graph as it was given, not something folded from it."""
 BITS = {"Float": 32, "Half": 16, "BFloat16": 16, "Int64": 64, "Int32": 32, "Int8": 8, "UInt8": 8, "Int4": 4, "Bool": 8, "FP8": 8}
-PRODUCTS = ("gemm", "runtime_fusion")
+PRODUCTS = ("gemm", "runtime_fusion", PLUGIN)
 """Kinds of layers that multiply matrices."""
 
 
@@ -73,7 +73,7 @@ def read_layers(dump: str) -> Iterator[Emitted]:
             nodes,
             operands=tuple(sorted(map(_text, (*layer.inputs, *layer.constants)))) if found["type"] in PRODUCTS else (),
             holds=tuple(sorted(map(_constant, new), key=lambda one: (one.dims, one.dtype, one.weight or ""))),
-            factors="int8" if layer.is_int8_gemm else None,
+            factors="int8" if layer.is_int8_gemm or layer.is_int8_plugin else None,
         )
 
 

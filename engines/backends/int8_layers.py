@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 PARTS = ("Inputs", "Constants", "Outputs")
+PLUGIN = "custom_layer"
 LISTS = ", ".join(rf"{part}: \[(?P<{part}>.*?)\]" for part in PARTS)
 LAYER = re.compile(rf"^Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), {LISTS}, TacticName:(?P<rest>.*)$", re.MULTILINE)
 OPERAND = re.compile(r"\{ Name: (?P<name>.*?), Dimensions: \[(?P<dims>[^\]]*)\], (?P<layout>.*?)Datatype: (?P<dtype>\w+)")
@@ -39,7 +40,15 @@ class Layer:
     @property
     def is_int8_gemm(self) -> bool:
         """Whether both factors are int8: a weight that is dequantised on the way has a float beside it."""
-        return self.kind == "gemm" and [operand.dtype for operand in (*self.inputs, *self.constants)].count("Int8") >= 2
+        return self.kind == "gemm" and self._count("Int8") >= 2
+
+    @property
+    def is_int8_plugin(self) -> bool:
+        """Whether it is our plugin of int8 experts, by its two matrices: the kernel rounds what they are multiplied by (engines/cpp/kernels)."""
+        return self.kind == PLUGIN and self._count("Int8") == 2
+
+    def _count(self, dtype: str) -> int:
+        return [operand.dtype for operand in (*self.inputs, *self.constants)].count(dtype)
 
 
 def parse_layers(dump: str) -> Iterator[Layer]:

@@ -3,29 +3,25 @@
 import importlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.layout import Placed
-from exporter.checkpoint.reader import stored_array
-from exporter.checkpoint.writer import Entry, bytes_of, layout_of, write_entries
 from exporter.errors import BuildError
-from exporter.lowering import Derived, lower
+from exporter.lowering import lower
 from exporter.lowering.shapes import shapes_from_inputs
 from exporter.lowering.unsigned import unsigned_activations
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
-from exporter.plan.manifest import Assembly, FileStamp, GraphsRank
+from exporter.plan.manifest import Assembly, GraphsRank
 
 from ..runtime.session import AS_WRITTEN, providers_of
 from ..runtime.session import CUDA as CUDA_PROVIDER
 from .contract import Backend, RankBuild, RankEngines
+from .derived import DERIVED, refer, write_derived
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
 
 CPU = Capabilities(
@@ -52,8 +48,6 @@ CUDA = Capabilities(
 LIBRARIES = ("onnx", "onnxruntime")
 PHASE = 1 / 3
 """What lowering the graphs, packing the weights and opening the engines each count for in a rank's progress."""
-DERIVED = "lowered.safetensors"
-"""Weights in the order that ONNX Runtime's kernels want, beside the portable ones."""
 CUDA_OPTIONS = {"use_tf32": "0"}
 """float32 means float32: the library's default rounds factors to 10 bits."""
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -126,31 +120,8 @@ def _is_weights_alone(record: GraphsRank) -> bool:
     return made is not None and bool(made.weights) and not made.rounds_activations
 
 
-def write_derived(
-    weights: Path, target: Path, derived: dict[str, Derived], progress: Callable[[float], None] = lambda part: None
-) -> tuple[dict[str, Placed], FileStamp]:
-    """Make the tensors that kernels want in another order, an expert at a time. :returns: their places in ``target``, and its stamp."""
-    entries = [Entry(one.name, one.dtype, one.shape, partial(_pieces, weights, one)) for one in derived.values()]
-    entries = [replace(entry, source_bytes=bytes_of(entry)) for entry in entries]
-    placed, total, done = layout_of(entries), sum(entry.source_bytes for entry in entries), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done / total)
-
-    stamp = write_entries(target, entries, placed, advance)
-    return {place.name: place for place in placed.tensors}, stamp
-
-
-def _pieces(weights: Path, made: Derived) -> "Iterator[np.ndarray]":
-    return made.make(*(stored_array(weights, name) for name in made.sources))
-
-
 def _write_graph(lowered: "onnx.ModelProto", places: dict[str, Placed], target: Path, able: Capabilities) -> None:
-    for tensor in lowered.graph.initializer:
-        if tensor.name in places:
-            places[tensor.name].refer(tensor, DERIVED)
+    refer(lowered, places)
     shapes_from_inputs(lowered)
     if able is CPU:
         unsigned_activations(lowered)

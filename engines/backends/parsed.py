@@ -13,12 +13,15 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.layout import Reference
+from exporter.lowering.packing import ROWS
 
 if TYPE_CHECKING:
     import onnx
 
 BITS = {"F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I8": 8, "U8": 8, "I4": 4}
 """dtype, as safetensors names it (and ``I4``) → bits of a value."""
+MATRICES = {"Experts": (3, 4), "QuantizedExperts": (3, 5)}
+"""Our op → the inputs that are matrices."""
 EDGE = 2048
 """Bytes at each end of a matrix that go into its sample, as into a checkpoint's fingerprint."""
 INPUT_SCALE = "input_scale"
@@ -121,19 +124,41 @@ def portable(model: "onnx.ModelProto") -> "dict[str, onnx.TensorProto]":
     return {tensor.name: tensor for tensor in model.graph.initializer if STORED.fullmatch(tensor.name) or tensor.name.endswith(INPUT_SCALE)}
 
 
-def read_network(trt: ModuleType, network: Any, model: "onnx.ModelProto", folder: Path) -> Parsed:
-    """Of TensorRT's network.
+def activations(node: "onnx.NodeProto") -> str:
+    """What the matrices of one of our ops, or of a kernel in its place, are multiplied by: ``int8`` or ``float``."""
+    given = next((attribute.s.decode() for attribute in node.attribute if attribute.name == "activations"), "float")
+    return "float" if given == "float" else "int8"
 
-    :param model: what was parsed.
-    :param folder: where its weights are.
+
+def read_network(trt: ModuleType, network: Any, model: "onnx.ModelProto", lowered: "onnx.ModelProto", folder: Path) -> Parsed:
+    """Of TensorRT's network. A tensor in another order counts as what it was made of.
+
+    :param model: the portable graph.
+    :param lowered: what was parsed.
+    :param folder: where the portable graph's weights are.
     """
     layers = [network.get_layer(number) for number in range(network.num_layers)]
     stored = portable(model)
-    constants = {layer.name: layer.get_output(0) for layer in layers if layer.type == trt.LayerType.CONSTANT and layer.name in stored}
-    weights = {name: Weight(_dtype(trt, value), tuple(value.shape), sample_of(stored[name], folder)) for name, value in sorted(constants.items())}
+    constants = {layer.name.removesuffix(ROWS): layer for layer in layers if layer.type == trt.LayerType.CONSTANT}
+    weights = {name: _weight(trt, constants[name], stored[name], folder) for name in sorted(constants.keys() & stored.keys())}
     makers = {layer.get_output(number).name: layer for layer in layers for number in range(layer.num_outputs)}
     products = [product for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY for product in _products(trt, layer, makers)]
-    return Parsed(weights, tuple(products))
+    return Parsed(weights, (*products, *_plugin_products(lowered, stored)))
+
+
+def _weight(trt: ModuleType, layer: Any, tensor: "onnx.TensorProto", folder: Path) -> Weight:
+    value = layer.get_output(0)
+    shape = tensor.dims if layer.name.endswith(ROWS) else value.shape
+    return Weight(_dtype(trt, value), tuple(shape), sample_of(tensor, folder))
+
+
+def _plugin_products(lowered: "onnx.ModelProto", stored: "dict[str, onnx.TensorProto]") -> Iterator[Product]:
+    """Of nodes of ours that are left: plugins, into which a network does not see."""
+    for node in lowered.graph.node:
+        for place in MATRICES.get(node.op_type, ()):
+            weight = node.input[place].removesuffix(ROWS)
+            if weight in stored:
+                yield Product(node.name, weight, activations(node))
 
 
 def _dtype(trt: ModuleType, value: Any) -> str:

@@ -5,23 +5,27 @@ TensorRT-RTX builds its plans on any machine; TensorRT wants the GPU that it bui
 
 import importlib
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError, UsageError
-from exporter.lowering import lower
+from exporter.lowering import Derived, lower
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
 from exporter.plan.manifest import Assembly, Lowering
 from exporter.plan.signature import BATCH, CONTEXT, SELECTED, TOKENS, Signature, Tensor
 
 from .contract import Backend, Progress, RankBuild, RankEngines
+from .derived import DERIVED, refer, write_derived
 from .emitted import Emitted, read_layers
 from .parsed import Parsed, read_network
+from .plugins import record_of, register, with_plugins
 
 if TYPE_CHECKING:
     import onnx
@@ -120,11 +124,16 @@ def tools(backend: str) -> dict[str, str]:
 def build(backend: str, request: RankBuild) -> RankEngines:
     """One engine per graph of the rank's whole assembly; beside it, what the parser took and what the compiler made of it."""
     assembly, quantised = request.record.whole, request.record.quantization
+    able = find_capabilities(backend)
+    needed = record_of(request.plugins) if request.plugins else None
+    if request.plugins:
+        able = with_plugins(able)
+        register(library(backend), request.plugins)
     chosen = profiles(request.max_context, request.max_batch)
     graphs, signatures, lowerings = {}, {}, []
     for launch, file in assembly.graphs.items():
         signature = assembly.signatures[launch]
-        plan, parsed, layers, records = _build_graph(backend, request, request.source / file, chosen)
+        plan, parsed, layers, records = _build_graph(able, request, request.source / file, chosen)
         graphs[launch] = f"{launch}.engine"
         signatures[launch] = _with_context(signature, request.max_context)
         files.write_bytes(request.folder / graphs[launch], plan)
@@ -135,24 +144,28 @@ def build(backend: str, request: RankBuild) -> RankEngines:
         "profiles": chosen,
         "compute_capabilities": list(request.compute_capabilities) or "default",
         "communicator": "one per pipeline stage" if request.record.plan.tensor > 1 else None,
+        "plugins": needed,
         "experimental": EXPERIMENTAL if backend == RTX_CAPABILITIES.backend and quantised and quantised.rounds_activations else None,
     }
     return RankEngines(Assembly(assembly.steps, graphs, signatures), files.to_json(options), tuple(lowerings))
 
 
 def _build_graph(
-    backend: str, request: RankBuild, source: Path, chosen: tuple[Profile, ...]
+    able: Capabilities, request: RankBuild, source: Path, chosen: tuple[Profile, ...]
 ) -> tuple[bytes, Parsed, tuple[Emitted, ...], tuple[Lowering, ...]]:
     """:returns: the plan, the network and the layers that it is made of, and what became of custom ops."""
     import onnx
 
+    backend, derived = able.backend, {}
     trt, log = library(backend), log_of(backend)
-    lowered, lowerings = lower(onnx.load(source, load_external_data=False), find_capabilities(backend))
+    portable = onnx.load(source, load_external_data=False)
+    lowered, lowerings = lower(portable, able, derived)
     log.clear()
     builder = trt.Builder(log)
     network = builder.create_network(_strongly_typed(trt))
-    _parse(trt.OnnxParser(network, log), lowered, source, backend)
-    parsed = read_network(trt, network, lowered, source.parent)
+    with _beside_weights(request, lowered, derived) as folder:
+        _parse(trt.OnnxParser(network, log), lowered, folder / source.name, backend)
+    parsed = read_network(trt, network, portable, lowered, source.parent)
     config = _config(trt, builder, request)
     for profile in chosen:
         config.add_optimization_profile(_profile(builder, network, lowered, profile))
@@ -170,6 +183,23 @@ def find_capabilities(backend: str) -> Capabilities:
 
 def _strongly_typed(trt: ModuleType) -> int:
     return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+@contextmanager
+def _beside_weights(request: RankBuild, lowered: "onnx.ModelProto", derived: dict[str, Derived]) -> Iterator[Path]:
+    """A folder that holds all that the lowered model refers to: that of the portable graph, or one for a while, with derived weights too.
+
+    The parser refuses weights outside the graph's folder.
+    """
+    if not derived:
+        yield request.source
+        return
+    with TemporaryDirectory(dir=request.folder) as name:
+        folder, weights = Path(name), request.source / request.record.weights
+        (folder / weights.name).symlink_to(weights.resolve())
+        places, _ = write_derived(weights, folder / DERIVED, derived, partial(request.progress, "packing weights"))
+        refer(lowered, places)
+        yield folder
 
 
 def _parse(parser: Any, model: "onnx.ModelProto", source: Path, backend: str) -> None:
@@ -271,7 +301,7 @@ def _backend(capabilities: Capabilities) -> Backend:
     name = capabilities.backend
     made: Callable[..., Any] = partial(build, name)
     libraries = (MODULES[name], ("onnx",))
-    return Backend(capabilities, partial(tools, name), made, takes_compute_capabilities=True, libraries=libraries, needs_gpu_to_build=name == TENSORRT_CAPABILITIES.backend)
+    return Backend(capabilities, partial(tools, name), made, takes_compute_capabilities=True, takes_plugins=True, derives=True, libraries=libraries, needs_gpu_to_build=name == TENSORRT_CAPABILITIES.backend)
 
 
 TENSORRT = _backend(TENSORRT_CAPABILITIES)

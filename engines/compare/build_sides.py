@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from exporter.checkpoint.reader import TensorInfo, read_header
 from exporter.errors import LoadError
 from exporter.lowering import all_nodes
+from exporter.lowering.packing import ROWS
 from exporter.models.weights import DTYPES, stored_tensors
 from exporter.plan import files
 from exporter.plan import manifest as records
@@ -18,11 +19,13 @@ from exporter.plan.manifest import EngineRank, GraphsRank
 from ..backends.emitted import Emitted
 from ..backends.parsed import (
     BITS,
+    MATRICES,
     OTHER,
     Made,
     Parsed,
     Product,
     Weight,
+    activations,
     origin_of,
     portable,
     products_of,
@@ -36,8 +39,6 @@ if TYPE_CHECKING:
 Record = EngineRank | GraphsRank
 PLANS = ("tensorrt", "tensorrt-rtx")
 """Backends whose engines are plans, with records beside them."""
-ROWS = ".rows"
-"""How tensors are called that were put in another order for a kernel: after what they are made of."""
 ANY = None
 """A dimension that a scheme may choose: the blocks of a grid of scales."""
 
@@ -148,7 +149,7 @@ def _dtype(tensor: "onnx.TensorProto") -> str:
 
 MULTIPLY = {"MatMul": (0, 1), "Gemm": (0, 1), "MatMulInteger": (0, 1)}
 """Op → the inputs that are factors."""
-KERNELS = {"MatMulNBits": (1,), "MoE": (2, 4, 6), "QMoE": (2, 5, 8), "Experts": (3, 4), "QuantizedExperts": (3, 5)}
+KERNELS = {"MatMulNBits": (1,), "MoE": (2, 4, 6), "QMoE": (2, 5, 8)} | MATRICES
 """Op that multiplies in its own way → the inputs that are matrices, where they are given."""
 MOVES = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Cast", "CastLike", "Identity", "Gather")
 
@@ -163,12 +164,7 @@ def _graph_products(model: "onnx.ModelProto") -> Iterator[Product]:
         for place in KERNELS.get(node.op_type, ()):
             weight, _ = origin_of(node.input[place], how) if place < len(node.input) else (None, False)
             if weight:
-                yield Product(node.name, weight.removesuffix(ROWS), _activations(node))
-
-
-def _activations(node: "onnx.NodeProto") -> str:
-    given = next((attribute.s.decode() for attribute in node.attribute if attribute.name == "activations"), "float")
-    return "float" if given == "float" else "int8"
+                yield Product(node.name, weight.removesuffix(ROWS), activations(node))
 
 
 def _how(makers: "dict[str, onnx.NodeProto]", stored: set[str], value: str) -> Made:

@@ -1,4 +1,4 @@
-"""Portable graphs become lowered ones: made for one backend, with no node of our domain left.
+"""Portable graphs become lowered ones: made for one backend, with no node of our domain left but those that it has plugins for.
 
 For each custom op, and each product with a quantised matrix, the first rewrite in ``LOWERINGS`` that does not refuse is taken; refusals have reasons, which the
 engine's manifest keeps.
@@ -20,6 +20,7 @@ from .identity import IDENTITY
 from .inline import INLINE
 from .linear_ort import LINEAR, NBITS_ORT, is_linear
 from .moe_ort import MOE_ORT
+from .plugin_tensorrt import PLUGIN_TENSORRT
 from .qmoe_ort import QMOE_ORT
 from .rewrite import Context, Derived, Lowerer, Refusal, Replacement
 from .router_ort import ROUTER_ORT
@@ -31,9 +32,9 @@ log = logging.getLogger(__name__)
 __all__ = ["LOWERINGS", "Context", "Derived", "Lowerer", "Refusal", "Replacement", "all_nodes", "lower", "reads"]
 
 LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
-    "Route": (ROUTER_ORT, INLINE),
-    "Experts": (MOE_ORT, INLINE),
-    "QuantizedExperts": (QMOE_ORT, GATHER_ORT, INLINE),
+    "Route": (ROUTER_ORT, PLUGIN_TENSORRT, INLINE),
+    "Experts": (MOE_ORT, PLUGIN_TENSORRT, INLINE),
+    "QuantizedExperts": (QMOE_ORT, GATHER_ORT, PLUGIN_TENSORRT, INLINE),
     LINEAR: (NBITS_ORT, AS_WRITTEN),
     # Never inlined: a rank's body sees one rank, and an engine of several would be wrong in silence.
     "AllReduce": (IDENTITY, DIST_COLLECTIVE),

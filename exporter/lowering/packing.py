@@ -12,6 +12,8 @@ from .rewrite import Derived
 
 BLOCKS = (128, 64, 32)
 """Inputs that share a scale, where a kernel wants blocks and the weights have a scale for all inputs: the largest that divides them."""
+ROWS = ".rows"
+"""How tensors are called that were put in another order for a kernel: after what they are made of."""
 STORED = {"fp32": "F32", "fp16": "F16"}
 """Precisions that kernels take scales in → dtype as safetensors names it."""
 
@@ -27,7 +29,15 @@ def derived_rows(weight: str, shape: tuple[int, ...], bits: int, tail: tuple[int
     :param shape: of the stored values, ``(…, inputs, outputs)``.
     :param tail: dimensions that hold a row's bytes.
     """
-    return Derived(f"{weight}.rows", "U8", (*shape[:-2], shape[-1], *tail), (weight,), _rows4 if bits == 4 else _rows8)
+    return Derived(weight + ROWS, "U8", (*shape[:-2], shape[-1], *tail), (weight,), _rows4 if bits == 4 else _rows8)
+
+
+def derived_turned(weight: str, shape: tuple[int, ...]) -> Derived:
+    """``weight`` by rows, its values as they are.
+
+    :param shape: of the stored int8 values, ``(…, inputs, outputs)``.
+    """
+    return Derived(weight + ROWS, "I8", (*shape[:-2], shape[-1], shape[-2]), (weight,), partial(_each, lambda one: np.ascontiguousarray(one.T)))
 
 
 def derived_scales(scale: str, shape: tuple[int, ...], repeats: int, factor: float = 1.0, dtype: str = "F32") -> Derived:
@@ -36,7 +46,7 @@ def derived_scales(scale: str, shape: tuple[int, ...], repeats: int, factor: flo
     :param repeats: 0 where the kernel takes one scale for each output, without an axis for blocks.
     """
     turned = (shape[-1], shape[-2] * repeats) if repeats else (shape[-1],)
-    return Derived(f"{scale}.rows", dtype, (*shape[:-2], *turned), (scale,), partial(_scales, repeats=max(repeats, 1), factor=factor, dtype=dtype))
+    return Derived(scale + ROWS, dtype, (*shape[:-2], *turned), (scale,), partial(_scales, repeats=max(repeats, 1), factor=factor, dtype=dtype))
 
 
 def _each(pack: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> Iterator[np.ndarray]:

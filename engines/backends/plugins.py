@@ -1,0 +1,76 @@
+"""The library of our TensorRT plugins (``engines/cpp/plugins``): found, held against this version, and given to TensorRT."""
+
+import ctypes
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from exporter.errors import BuildError
+from exporter.lowering.plugin_tensorrt import PLUGINS, VERSION, kernel
+from exporter.ops import DOMAIN
+from exporter.plan import files
+from exporter.plan.capabilities import Capabilities
+
+HALVES = frozenset({"fp16", "bf16"})
+COMPUTES = {kernel("Experts"): HALVES, kernel("QuantizedExperts"): HALVES | {"fp32"}}
+"""Plugin → precisions that it computes in, where those are not all of the backend's."""
+MAKE_IT = "Build it with `make cpp TENSORRT_ROOT=…` (docs/plugins.md)."
+UNVERSIONED = "libtensorrt_rtx.so"
+"""TensorRT-RTX 1.7 asks for this name when a plugin is met, and ends the process where it is not there. Its wheel has ``.so.1`` alone."""
+
+
+def with_plugins(able: Capabilities) -> Capabilities:
+    """What a backend can do with the library at hand."""
+    return replace(able, kernels=able.kernels | set(map(kernel, PLUGINS)), kernel_dtypes={**able.kernel_dtypes, **COMPUTES})
+
+
+def record_of(library: Path) -> dict[str, str]:
+    """What an engine's manifest says of the library that it needs.
+
+    :raises BuildError: it cannot be loaded, or is of another version.
+    """
+    version = _version(library)
+    if version != VERSION:
+        raise BuildError(f"{library} has plugins of version {version}; this moetrt lowers for version {VERSION}.", hint=MAKE_IT)
+    return {"library": library.name, "version": version, "sha256": files.sha256_file(library)}
+
+
+def _version(library: Path) -> str:
+    try:
+        told = ctypes.CDLL(str(library)).moetrt_plugins_version
+    except (OSError, AttributeError) as cause:
+        raise BuildError(f"{library} is no library of moetrt's plugins that can be loaded here: {cause}.", hint=MAKE_IT) from cause
+    told.restype = ctypes.c_char_p
+    return told().decode()
+
+
+@cache
+def register(trt: ModuleType, library: Path) -> None:
+    """Let the library's parser find our ops.
+
+    :raises BuildError: TensorRT does not take the library, or would end the process.
+    """
+    _require_unversioned(trt)
+    registry = trt.get_plugin_registry()
+    registry.load_library(str(library))
+    there = {creator.name for creator in registry.all_creators if getattr(creator, "plugin_namespace", None) == DOMAIN}
+    missing = [name for name in PLUGINS if name not in there]
+    if missing:
+        raise BuildError(f"{trt.__name__} {trt.__version__} does not see the plugins {', '.join(missing)} of {library}.", hint=MAKE_IT)
+
+
+def _require_unversioned(trt: Any) -> None:
+    if not trt.__name__.startswith("tensorrt_rtx"):
+        return
+    versioned = next((Path(line.split()[-1]) for line in Path("/proc/self/maps").read_text().splitlines() if f"/{UNVERSIONED}." in line), None)
+    if versioned is None or (versioned.parent / UNVERSIONED).exists():
+        return
+    try:
+        ctypes.CDLL(UNVERSIONED)
+    except OSError as cause:
+        raise BuildError(
+            f"TensorRT-RTX asks for {UNVERSIONED} once it meets a plugin, which its wheel lacks, and would end this process.",
+            hint=f"ln -s {versioned.name} {versioned.parent / UNVERSIONED}",
+        ) from cause
