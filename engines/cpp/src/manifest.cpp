@@ -264,6 +264,7 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
   made.tensor = static_cast<int>(plan.number("tensor", 1, kMostRanks));
   made.pipeline = static_cast<int>(plan.number("pipeline", 1, kMostRanks));
   made.vocab = config.number("vocab", 1, INT32_MAX);
+  if (config.has("bos")) made.bos = config.number("bos", 0, INT32_MAX);
   for (const Json& token : config.list("eos")) {
     if (!token.is_number_integer()) throw Error(config.where() + ".eos holds " + shown(token) + ", where int is expected.", kDamaged);
     made.eos.push_back(token.get<std::int64_t>());
