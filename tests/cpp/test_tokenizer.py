@@ -311,6 +311,24 @@ def test_a_pattern_that_is_none_is_refused_by_its_number(calls, pair, tmp_path):
         Ours(calls, tmp_path).encode("x")
 
 
+@pytest.mark.parametrize("pattern", ["", "x*", r"\b", "(?<=a)", "(?=é)", "(?i)STRASSE|ß", r"\s+$", "^a", "[[:alpha:]&&[^a-f]]+"])
+def test_patterns_that_match_nothing_or_look_around_cut_as_in_python(calls, pair, tmp_path, pattern):
+    data = json.loads(pair("v3")[1].to_str())
+    data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = pattern
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    ours, theirs = Ours(calls, tmp_path), Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in ["straße STRASSE ab  ", "axxa é xx深", *drawn(100)]:
+        assert ours.encode(text) == theirs.encode(text).ids, text
+
+
+def test_a_pattern_without_end_is_given_up(calls, pair, tmp_path):
+    data = json.loads(pair("v3")[1].to_str())
+    data["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(a+)+b"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="pattern 0 cannot be matched: retry-limit-in-match over"):
+        Ours(calls, tmp_path).encode("a" * 60)
+
+
 def test_merges_in_the_older_form_are_the_same(calls, pair, tmp_path):
     data = json.loads(pair("v3")[1].to_str())
     data["model"]["merges"] = [" ".join(merge) for merge in data["model"]["merges"]]
