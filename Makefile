@@ -22,12 +22,13 @@ FLOATS   := $(OUT)/graphs$(HALF)
 GRAPHS   := $(if $(SCHEME),$(OUT)/graphs-$(SCHEME)$(HALF),$(FLOATS))
 TABLE    := $(OUT)/calibration.json
 MEASURE  := $(if $(HALF),,$(if $(wildcard $(HELDOUT)),--held-out $(HELDOUT)))
+CPP       = $(shell find engines/cpp examples/cpp -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 BIN      := .venv/bin
 READY    := .venv/.ready
 # Every backend that installs here; asked only when a recipe needs it.
 BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx)
 
-.PHONY: setup graphs calibration quantized engine engines compare cpp cpp-sanitized test bench lint help
+.PHONY: setup graphs calibration quantized engine engines compare cpp cpp-sanitized cpp-lint test bench lint help
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -76,6 +77,9 @@ cpp-sanitized: cpp ## The same under the address and undefined-behaviour sanitiz
 	cmake --build build/cpp-sanitized --parallel 2
 	ctest --test-dir build/cpp-sanitized --output-on-failure
 
+cpp-lint: setup cpp ## Check the C++ runtime and its program by clang-tidy (engines/cpp/.clang-tidy); warnings are errors
+	$(BIN)/run-clang-tidy.py -clang-tidy-binary $(BIN)/clang-tidy -config-file engines/cpp/.clang-tidy -p build/cpp -j 2 -quiet -hide-progress '/engines/cpp/(src|tools)/.*[.]cpp$$'
+
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
 
@@ -85,5 +89,6 @@ bench: setup ## Time and memory of export, speed beside transformers and llama.c
 	$(BIN)/python benchmarks/int8_speed.py
 	$(BIN)/python benchmarks/speed.py $(SPEED)
 
-lint: setup ## Check the style
+lint: setup ## Check the style of Python, and how C++ and CUDA are formatted
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --style=file:engines/cpp/.clang-format --dry-run -Werror $(CPP)

@@ -270,4 +270,5 @@ def _quantization(job: Job, modes: dict[str, str]) -> Quantization:
         weights=modes,
         fallbacks={name: why for name, why in fallen.items() if modes.get(name.partition("[")[0]) == STATIC},
         sensitivity=job.sensitivity,
+        block=find_scheme(request.scheme).block,
     )

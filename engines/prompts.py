@@ -18,10 +18,10 @@ OpenText = Callable[[], Text]
 
 def require_vocabulary(rows: Iterable[Sequence[int]], vocab: int, error: type[MoetrtError] = RunError, of: str = "") -> None:
     """:param of: where the prompts are from, as ``" of FILE"``. :raises MoetrtError: ``error``: a token is beyond the vocabulary."""
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows):
         strange = next((token for token in row if not 0 <= token < vocab), None)
         if strange is not None:
-            raise error(f"prompt {number}{of} has the token {strange}, beyond the vocabulary of {vocab}.", hint="Was it made by another tokenizer?")
+            raise error(f"prompt {number}{of}, counted from 0, has the token {strange}, beyond the vocabulary of {vocab}.", hint="Was it made by another tokenizer?")
 
 
 def read_prompts(path: Path, open_text: OpenText, limit: int | None = None) -> list[list[int]]:

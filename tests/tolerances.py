@@ -32,6 +32,19 @@ QUANTISED_SEGMENTS = {
 DEQUANTISED = Tolerance(0, 1e-5, "of the L2 norm: the same weights, multiplied out before the product or after")
 TRANSFORMERS = Tolerance(2e-4, 0, "whole models in float32, absorbed against expanded attention, routing weights scaled by 16 in V2")
 
+KERNEL_INT8 = {
+    "float32": Tolerance(0, 2e-3, "as INT8_FLIPS: the loops multiply integers and then scale, the op's reference scales first"),
+    "float16": Tolerance(0, 2e-3, "as in float32, and one rounding of each expert's part to float16"),
+    "bfloat16": Tolerance(0, 8e-3, "the same with bfloat16's 2^-9 a part, three parts a token"),
+}
+"""``relative`` of the L2 norm."""
+TENSOR_CORES = {
+    "float32": Tolerance(2e-6, 2e-6, "integers are exact; the exponential of a GPU is not the CPU's to the last bit"),
+    "float16": Tolerance(2e-3, 2e-3, "sums in float32 of another order; then h and each part are rounded to float16, a step apart now and then"),
+    "bfloat16": Tolerance(1.6e-2, 1.6e-2, "the same with bfloat16"),
+}
+"""A kernel against its plain loops."""
+
 BY_DTYPE = {"float32": FLOAT32_ORDER, "float16": FLOAT16_STEPS, "bfloat16": BFLOAT16_STEPS, "int64": EXACT}
 """The tolerance between two ways to compute an op in a dtype."""
 BY_DTYPE_INT8 = {"float32": INT8_FLIPS, "float16": FLOAT16_INT8_FLIPS}

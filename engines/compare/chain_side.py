@@ -39,7 +39,8 @@ class ChainSide:
         first = self.records[0]
         self.config, self.plan, self.arithmetic, self.max_context = first.config, first.plan, self.opened.arithmetic, self.opened.max_context
         self.fingerprint = first.source.fingerprint
-        self.identity = (self.fingerprint, first.precision, first.attention, calibration_of(first), self.arithmetic.endswith(FAST))
+        split = self.plan.tensor if first.quantization and first.quantization.depends_on_split else None
+        self.identity = (self.fingerprint, first.precision, first.attention, calibration_of(first), split, self.arithmetic.endswith(FAST))
 
     def close(self) -> None:
         self.opened.close()

@@ -93,7 +93,7 @@ def _cells(row: HeatRow, columns: Columns, width: int, ramp: Ramp, ids: Sequence
         if value == ABSENT:
             told = "goes to other experts" if tokens == 1 else f"all {tokens} go to other experts"
         else:
-            told = (number(value) if value else "equal") + ("" if columns.single else f" in prompt {prompt + 1}") + (f"; {out} of {tokens} go to other experts" if out else "")
+            told = (number(value) if value else "equal") + ("" if columns.single else f" in prompt {prompt}") + (f"; {out} of {tokens} go to other experts" if out else "")
             made.append(f'<path class="{ramp.shade(value, row.limit)}" d="M{column * width} 0h{width}"><title>{escape(where)}: {told}</title></path>')
         if out:
             title = f"<title>{escape(where)}: {told}</title>" if value == ABSENT else ""
@@ -121,7 +121,7 @@ def _positions(columns: Columns, width: int, y: float, note: str = "") -> str:
     ticks = [tick for tick in axis.ticks(min(room, 10)) if tick < last and tick == round(tick)]
     shift = width / 2 if columns.single else 0
     marks = "".join(line(axis(tick) + shift, y, axis(tick) + shift, y + 4, "axis") + text(axis(tick) + shift, y + 16, f"{tick:.0f}", "middle") for tick in ticks)
-    whose = f"position in prompt {columns.prompts[0] + 1}" if columns.single else f"position in {len(columns.prompts)} prompts, the worst of each column"
+    whose = f"position in prompt {columns.prompts[0]}" if columns.single else f"position in {len(columns.prompts)} prompts, the worst of each column"
     return marks + text(NAMES, y + 32, whose + note)
 
 

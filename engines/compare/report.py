@@ -59,7 +59,7 @@ def _verdict(seen: "Evidence") -> str:
     word = f"<p class='verdict {escape(made.verdict)}'>{escape(made.verdict)}</p>"
     notes = "".join(f"<p>Note: {escape(note)}</p>" for note in made.notes)
     sides = table(("side", "folder", "arithmetic", "plan"), [(name, side.folder, side.arithmetic, _plan(side)) for name, side in (("left", seen.left), ("right", seen.right))])
-    sentence = f"Judged by mode {escape(made.mode)} over {made.tokens:,} tokens of {made.prompts:,} prompts: <q>same</q> means that {JUDGED[made.mode]}; <q>differ</q> names the first segment apart. The other limits below help to find it."
+    sentence = f"Judged by mode {escape(made.mode)} over {made.tokens:,} tokens of {made.prompts:,} prompts: <q>same</q> means that {JUDGED[made.mode]}; <q>differ</q> names the first segment apart. The other limits below help to find it. Prompts and tokens are counted from 0."
     let_go = f" End to end, the furthest {made.tolerance.outliers:.3g} of the tokens are let go." if made.tolerance.outliers else ""
     limits = f"<h3>Limits</h3><p>Why these: {escape(made.tolerance.because)}.{let_go}</p>" + _limits(seen)
     return section("Verdict", sentence, word, told, notes, sides, limits, "<h3>Outputs</h3><p>Logits in each of the ways they were made; without outliers means without the share of tokens that the limits let go.</p>", _outputs(seen))
@@ -109,7 +109,7 @@ def _output(one: "Accumulator", way: str, limits: "Tolerance") -> tuple[str, ...
     made, judged, (far, prompt, token) = one.result(), one.judged(limits.outliers), one.worst
     return (
         *(made.name, way, f"{made.tokens:,}", number(made.max_abs), number(made.relative_l2), number(judged["relative_l2"]), _cosine(made.cosine), number(made.snr_db)),
-        *(number(made.kl), number(judged["kl"]), f"{made.top1_agreement:.2%}", f"{made.top1_flips:.2%}", f"{made.top5_overlap:.2%}", number(far), f"prompt {prompt + 1}, token {token}" if far > 0 else ""),
+        *(number(made.kl), number(judged["kl"]), f"{made.top1_agreement:.2%}", f"{made.top1_flips:.2%}", f"{made.top5_overlap:.2%}", number(far), f"prompt {prompt}, token {token}" if far > 0 else ""),
     )
 
 
@@ -241,7 +241,7 @@ def _walk_table(walk: "Sequence[Walked]", way: str, limits: "Tolerance") -> tupl
 
 
 def _segment(one: "SegmentDifference") -> tuple[object, ...]:
-    at = "" if one.token is None else f"prompt {one.prompt + 1}, token {one.token}"
+    at = "" if one.token is None else f"prompt {one.prompt}, token {one.token}"
     moved = "" if one.experts_changed is None else f"{one.experts_changed:.2%}"
     if _all_left_out(one):
         return one.segment, one.tensor, *[""] * 6, moved

@@ -76,7 +76,7 @@ class Side(Protocol):
     """Precision or scheme: what decides how far its numbers may be from another's."""
     max_context: int
     identity: tuple[Any, ...]
-    """Sides with an equal one hold the same numbers: checkpoint, precision, quantisation."""
+    """Sides with an equal one hold the same numbers: checkpoint, precision, quantisation, and the split where scales depend on it."""
     fingerprint: str | None
     """Of the checkpoint that it was made from; None where that is not known."""
 

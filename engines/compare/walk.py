@@ -99,9 +99,9 @@ def require_comparable(left: Side, right: Side) -> None:
 def require_lengths(left: Side, right: Side, prompts: Sequence[Sequence[int]]) -> None:
     """:raises UsageError: a prompt is too long for a side, or a token is beyond the vocabulary."""
     most = min(left.max_context, right.max_context)
-    for number, prompt in enumerate(prompts, 1):
+    for number, prompt in enumerate(prompts):
         if len(prompt) > most:
-            raise UsageError(f"prompt {number} has {len(prompt)} tokens, beyond the context of {most}.", hint="Take shorter prompts, or build with a larger --max-context.")
+            raise UsageError(f"prompt {number}, counted from 0, has {len(prompt)} tokens, beyond the context of {most}.", hint="Take shorter prompts, or build with a larger --max-context.")
     require_vocabulary(prompts, left.config.vocab, UsageError)
 
 

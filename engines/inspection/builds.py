@@ -6,7 +6,7 @@ from pathlib import Path
 
 from exporter.errors import LoadError, MoetrtError
 
-from .found import Found, Inspection
+from .found import Found, Inspection, damaged
 from .screen import cut
 
 DEPTH = 3
@@ -59,5 +59,5 @@ def _tried(path: Path, reader: Reader) -> Found:
         found = reader(path)
     except (MoetrtError, OverflowError) as error:
         reason = getattr(error, "message", f"{path} states numbers that nothing has")
-        return Found(Inspection(str(path), "damaged", f"damaged: {reason}", {"error": reason}), flaws=(reason,))
+        return Found(damaged(path, reason), flaws=(reason.removesuffix("."),))
     return replace(found, inspection=replace(found.inspection, path=str(path)))

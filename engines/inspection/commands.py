@@ -28,9 +28,15 @@ def inspect(context: click.Context, path: Path, verify: bool, why: str | None, b
     if why is None and (backend or fast):
         raise UsageError("--backend and --fast are for --why.", hint="Ask why a node of graphs would be lowered as it would: --why NODE --backend ort.")
     from .diff import diff
+    from .found import Unverified
     from .kinds import inspect as look
     from .why import explain
 
-    answer = explain(path, why, backend, fast) if why is not None else diff(path, other) if other else look(path, verify, quiet)
+    try:
+        answer = explain(path, why, backend, fast) if why is not None else diff(path, other) if other else look(path, verify, quiet)
+    except Unverified as error:
+        if as_json:
+            click.echo(json.dumps(error.inspection.report()))
+        raise
     click.echo(json.dumps(answer.report()) if as_json else answer.summary())
     context.exit(0 if getattr(answer, "same", True) else 3)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from exporter.errors import LoadError
 from exporter.plan import files
 
 from .hashes import Claim
@@ -42,6 +43,8 @@ class Inspection:
     """What was verified → how many."""
     unverified: tuple[str, ...] = ()
     """What no record vouches for, and why."""
+    problems: tuple[str, ...] = ()
+    """All that verifying found wrong, a sentence each."""
 
     def report(self) -> Any:
         """The keys of ``moetrt inspect --json``."""
@@ -74,6 +77,22 @@ class Inspection:
         names = [str(Path(one.path).relative_to(self.path)) for one in self.contents]
         wide = max(INDENT - 4, *map(len, names))
         return Section("holds", tuple((f"  {name.ljust(wide)}  {one.line}",) for name, one in zip(names, self.contents, strict=True)), least=6)
+
+
+def damaged(path: Path, reason: str) -> Inspection:
+    """Of what cannot be read."""
+    return Inspection(str(path), "damaged", f"damaged: {reason}", {"error": reason})
+
+
+class Unverified(LoadError):
+    """Verifying found something wrong.
+
+    :param inspection: what is there all the same, with all problems.
+    """
+
+    def __init__(self, message: str, hint: str | None, inspection: Inspection) -> None:
+        super().__init__(message, hint)
+        self.inspection = inspection
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,29 @@ def claims_of(folder: Path, stamps: dict[str, FileStamp], by: Path, what: str) -
     return [Claim(folder / name, stamp.sha256, by, what) for name, stamp in stamps.items()]
 
 
-def verify(claims: Iterable[Claim], advance: Callable[[int], Any] = lambda count: None) -> Counter[str]:
+@dataclass(frozen=True)
+class Difference:
+    """A file that is another than a record states."""
+
+    path: Path
+    told: str
+    """What it does not have."""
+
+    def __str__(self) -> str:
+        return f"{self.path} does not have {self.told}"
+
+
+def verify(claims: Iterable[Claim], advance: Callable[[int], Any] = lambda count: None) -> tuple[Counter[str], list[Difference]]:
     """Read every file and hold it against what its record says.
 
     A file that several records name, or that is there under several names (weights that engines share with their graphs), is read once.
 
     :param advance: called with each number of bytes that were read.
-    :returns: what was verified → how many.
-    :raises LoadError: files differ; the first is told in full.
+    :returns: what was read → how many; and what differs, in that order.
     """
     known: dict[tuple[int, int], str] = {}
     done: Counter[str] = Counter()
-    differing: list[tuple[Path, str]] = []
+    differing: list[Difference] = []
     for claim in claims:
         seen = claim.path.stat()
         same = (seen.st_dev, seen.st_ino)
@@ -57,13 +68,15 @@ def verify(claims: Iterable[Claim], advance: Callable[[int], Any] = lambda count
         else:
             known[same] = sha256_of(claim.path, advance)
         if known[same] != claim.sha256:
-            differing.append((claim.path, f"the sha256 that {claim.by} states: {known[same][:12]}, not {claim.sha256[:12]}"))
+            differing.append(Difference(claim.path, f"the sha256 that {claim.by} states: {known[same][:12]}, not {claim.sha256[:12]}"))
         done[claim.what] += 1
-    if differing:
-        (path, told), *rest = differing
-        also = f"; {len(rest)} more differ from what is stated: {cut(other for other, _ in rest)}" if rest else ""
-        raise LoadError(f"{path} does not have {told}{also}.", hint="What differs was changed or made anew since; make again what is older.")
-    return done
+    return done, differing
+
+
+def refusal(differing: Sequence[Difference]) -> str:
+    """One message of all files that differ: the first in full."""
+    first, *rest = differing
+    return f"{first}; {len(rest)} more differ from what is stated: {cut(one.path for one in rest)}." if rest else f"{first}."
 
 
 def sha256_of(path: Path, advance: Callable[[int], Any] = lambda count: None) -> str:

@@ -11,8 +11,8 @@ from exporter.progress import bar
 
 from . import builds, checkpoints, graph_files, reports, sets, shards, tables
 from .builds import Reader
-from .found import Found, Inspection
-from .hashes import stamped, verify
+from .found import Found, Inspection, Unverified, damaged
+from .hashes import refusal, stamped, verify
 from .screen import megabytes
 
 KINDS: dict[str, Reader] = {
@@ -45,6 +45,8 @@ FOLDERS: dict[str, Reader] = {
 """File in a folder → the folder's reader, the first that is there."""
 SUFFIXES: dict[str, Reader] = {".safetensors": checkpoints.read_safetensors, ".onnx": graph_files.read, ".html": reports.read_page}
 """Ending of a file → its reader."""
+CHANGED = "What differs was changed or made anew since; make again what is older."
+INCOMPLETE = "Make again what is older or incomplete; without --verify, inspect shows what is there."
 HINT = f"Known are folders of graphs, engines, shards and checkpoints, JSON of the kinds {', '.join(KINDS)}, benchmarks, .safetensors and .onnx."
 
 
@@ -53,10 +55,9 @@ def inspect(path: Path, verify: bool = False, quiet: bool = True) -> Inspection:
 
     :param verify: recompute every hash that a record states.
     :param quiet: no progress on stderr while that is done.
-    :raises MoetrtError: it is none of ours, incomplete, or damaged.
+    :raises MoetrtError: it is none of ours, incomplete, or damaged; when verifying always ``Unverified``.
     """
-    found = read(path)
-    return _verified(found, quiet) if verify else found.inspection
+    return _verified(path, quiet) if verify else read(path).inspection
 
 
 def read(path: Path) -> Found:
@@ -128,9 +129,16 @@ def _stamped(path: Path) -> Found:
     return Found(Inspection(str(path), "file", f"{path.name}: {megabytes(size)}", facts, {"bytes": size, "sha256": claim.sha256, "by": str(claim.by)}), (claim,))
 
 
-def _verified(found: Found, quiet: bool) -> Inspection:
-    with bar("verify", sum(claim.bytes for claim in found.claims), quiet) as advance:
-        done = verify(found.claims, advance)
-    if found.flaws:
-        raise LoadError(f"{found.flaws[0]}.", hint="Make again what is older or incomplete; without --verify, inspect shows what is there.")
-    return replace(found.inspection, verified=bool(found.claims), verified_files=dict(done), unverified=tuple(dict.fromkeys(found.unproven)))
+def _verified(path: Path, quiet: bool) -> Inspection:
+    try:
+        found = read(path)
+        with bar("verify", sum(claim.bytes for claim in found.claims), quiet) as advance:
+            done, differing = verify(found.claims, advance)
+    except (MoetrtError, OSError) as error:
+        message = error.message if isinstance(error, MoetrtError) else f"{error.filename or path}: {error.strerror or error}."
+        raise Unverified(message, getattr(error, "hint", None), replace(damaged(path, message), problems=(message,))) from error
+    inspection = replace(found.inspection, unverified=tuple(dict.fromkeys(found.unproven)))
+    if differing or found.flaws:
+        message = refusal(differing) if differing else f"{found.flaws[0]}."
+        raise Unverified(message, CHANGED if differing else INCOMPLETE, replace(inspection, problems=tuple(f"{one}." for one in (*differing, *found.flaws))))
+    return replace(inspection, verified=bool(found.claims), verified_files=dict(done))

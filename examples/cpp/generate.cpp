@@ -1,5 +1,4 @@
-// Sixteen tokens after a text, in a program of one's own: generate ENGINES
-// LIBONNXRUNTIME LIBONIG TEXT
+// Sixteen tokens after a text, in a program of one's own: generate ENGINES LIBONNXRUNTIME LIBONIG TEXT
 #include <iostream>
 #include <moetrt/chain.hpp>
 #include <moetrt/error.hpp>

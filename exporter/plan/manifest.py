@@ -74,6 +74,13 @@ class Quantization:
     """``layers.3.moe_ffn.experts.down[7]`` → why this expert has the pooled range."""
     sensitivity: dict[str, float] = field(default_factory=dict)
     """Segment → mean KL of the logits, in nats, with it alone quantised; empty where it was not measured."""
+    block: int | None = None
+    """Inputs of a weight that share a scale; None: all inputs that a rank holds of an output channel."""
+
+    @property
+    def depends_on_split(self) -> bool:
+        """Whether another number of tensor ranks means other numbers: a scale is then of what one rank holds of a channel, or of a token."""
+        return self.block is None or "token" in self.weights.values()
 
     @property
     def rounds_activations(self) -> bool:

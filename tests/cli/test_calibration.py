@@ -108,7 +108,7 @@ def test_a_cut_run_leaves_no_half_rank_and_goes_on(moetrt, made, tmp_path, monke
 REFUSED = {
     "calibrate: no prompt": (["calibrate", "{graphs}", "--prompts", "{tmp}/empty.txt", "--output", "{tmp}/t.json"], 2, "holds no prompt"),
     "calibrate: another ending": (["calibrate", "{graphs}", "--prompts", "{tmp}/rows.csv", "--output", "{tmp}/t.json"], 2, "is no prompt file"),
-    "calibrate: beyond the vocabulary": (["calibrate", "{graphs}", "--prompts", "{tmp}/wide.jsonl", "--output", "{tmp}/t.json"], 1, "prompt 2 of {tmp}/wide.jsonl has the token 128"),
+    "calibrate: beyond the vocabulary": (["calibrate", "{graphs}", "--prompts", "{tmp}/wide.jsonl", "--output", "{tmp}/t.json"], 1, "prompt 1 of {tmp}/wide.jsonl, counted from 0, has the token 128"),
     "calibrate: text without a tokenizer": (["calibrate", "{graphs}", "--prompts", "{tmp}/text.txt", "--output", "{tmp}/t.json"], 1, "no tokenizer.json"),
     "calibrate: strict": (["calibrate", "{graphs}", "--prompts", "{tmp}/one.jsonl", "--output", "{tmp}/t.json", "--strict"], 1, "experts lack tokens"),
     "calibrate: engines": (["calibrate", "{engines}", "--prompts", "{tmp}/one.jsonl", "--output", "{tmp}/t.json"], 1, "holds engines"),

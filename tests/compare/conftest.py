@@ -16,20 +16,30 @@ def prompts(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def int8(engines, prompts, tmp_path_factory):
-    """``int8(family, tensor)``: a folder of INT8 engines, made on first asking; ``../graphs-int8`` are its graphs."""
+    """``int8(family, tensor, scheme)``: a folder of quantised engines, made on first asking; ``../graphs-int8`` are its graphs.
+
+    All plans of a family have the ranges of one table.
+    """
     from calibration.calibrate import CalibrationRequest, calibrate
     from calibration.quantize import QuantizeRequest, quantize
+    from calibration.schemes import find_scheme
     from engines.build import EngineRequest, build_engines
 
-    made = {}
+    made, tables = {}, {}
 
-    def make(family="v3", tensor=2):
-        if (family, tensor) not in made:
-            folder, graphs = tmp_path_factory.mktemp("int8"), engines(family, tensor).parent / "graphs"
-            calibrate(CalibrationRequest(graphs, prompts, folder / "table.json", min_tokens_per_expert=1))
-            quantize(QuantizeRequest(graphs, folder / "graphs-int8", scheme="int8", table=folder / "table.json"))
+    def table(family):
+        if family not in tables:
+            tables[family] = tmp_path_factory.mktemp("table") / "table.json"
+            calibrate(CalibrationRequest(engines(family, 1).parent / "graphs", prompts, tables[family], min_tokens_per_expert=1))
+        return tables[family]
+
+    def make(family="v3", tensor=2, scheme="int8"):
+        key = (family, tensor, scheme)
+        if key not in made:
+            folder, graphs = tmp_path_factory.mktemp(scheme), engines(family, tensor).parent / "graphs"
+            quantize(QuantizeRequest(graphs, folder / "graphs-int8", table(family) if find_scheme(scheme).needs_table else None, scheme))
             build_engines(EngineRequest(folder / "graphs-int8", "ort", folder / "ort"))
-            made[family, tensor] = folder / "ort"
-        return made[family, tensor]
+            made[key] = folder / "ort"
+        return made[key]
 
     return make

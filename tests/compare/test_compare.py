@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from engines.compare.metrics import Accumulator, divergence
-from engines.compare.tolerances import TOLERANCES, tolerance
+from engines.compare.tolerances import SAME_NUMBERS, TOLERANCES, tolerance
 
 
 def test_metrics_of_known_logits():
@@ -66,6 +66,23 @@ def test_int8_engines_are_their_own_graphs_in_stock_onnxruntime(moetrt, int8, pr
     report = json.loads(result.out)
     assert (result.code, report["first_divergent"]) == (0, None)
     assert report["tolerance"]["relative_l2"] < TOLERANCES["int8"].relative_l2
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-dynamic", "int8-weights"])
+def test_scales_by_channel_are_of_what_a_rank_holds_so_that_other_splits_are_other_numbers(moetrt, int8, prompts, scheme):
+    result = moetrt("compare", int8("v3", 1, scheme), int8("v3", 2, scheme), "--prompts", prompts, "--mode", "segments", "--json")
+    report = json.loads(result.out)
+    assert (result.code, report["first_divergent"]) == (0, None)
+    assert report["tolerance"]["segment"] == TOLERANCES[scheme].segment
+    assert max(one["relative_l2"] or 0 for one in report["segments"]) > SAME_NUMBERS[scheme].segment, "they are apart by more than rounding"
+
+
+@pytest.mark.parametrize("scheme", ["int8-weights-32", "int4-weights"])
+def test_blocks_are_the_same_in_every_split_and_held_to_rounding(moetrt, int8, prompts, scheme):
+    result = moetrt("compare", int8("v3", 1, scheme), int8("v3", 2, scheme), "--prompts", prompts, "--mode", "segments", "--json")
+    report = json.loads(result.out)
+    assert (result.code, report["first_divergent"]) == (0, None)
+    assert report["tolerance"]["segment"] == SAME_NUMBERS[scheme].segment
 
 
 def test_pipeline_stages_are_walked_as_one_model(moetrt, engines, prompts):

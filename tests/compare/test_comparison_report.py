@@ -117,6 +117,18 @@ def test_a_planted_difference_is_marked_where_it_is(moetrt, engines, spoil, prom
     assert re.search(r"<tr class=over><td>layers\.2\.moe_ffn<td>update", text)
 
 
+def test_the_page_counts_prompts_and_tokens_as_its_data_do(moetrt, engines, spoil, prompts, tmp_path):
+    moetrt("compare", engines("v3", 2), spoil(2), "--prompts", prompts, "--mode", "segments", "--report", tmp_path / "report.html")
+    text, data = (tmp_path / "report.html").read_text(), json.loads((tmp_path / "compare.json").read_text())
+    fault = data["first_divergent"]
+    assert f"token {fault['token']} of prompt {fault['prompt']}, counted from 0" in text
+    assert f"position in prompt {fault['prompt']}" in text
+    told = [one for one in data["segments"] if one["token_relative_l2"]]
+    assert told
+    for one in told:
+        assert re.search(rf"<td>{re.escape(one['segment'])}<td>{one['tensor']}(<td>[^<]*)*<td>prompt {one['prompt']}, token {one['token']}<", text), one
+
+
 def test_what_is_not_a_number_is_drawn_and_breaks_nothing(moetrt, engines, spoil, prompts, tmp_path):
     report = tmp_path / "report.html"
     assert moetrt("compare", engines("v3", 2), spoil(float("nan")), "--prompts", prompts, "--report", report).code == 3

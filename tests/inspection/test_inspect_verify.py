@@ -50,6 +50,44 @@ def test_one_flipped_bit_is_found_and_its_file_named(moetrt, spoilable, case):
     assert result.out == ""
 
 
+@pytest.mark.parametrize("case", FLIPPED)
+def test_what_failed_is_one_json_document_and_the_message_stays_on_stderr(moetrt, build, spoilable, case):
+    asked, spoiled = FLIPPED[case]
+    flip(spoilable / spoiled, at=-1 if spoiled.endswith(".safetensors") else None)
+    result = moetrt("inspect", spoilable / asked, "--verify", "--json")
+    report = json.loads(result.out)
+    assert (result.code, report["verified"], report["verified_files"]) == (1, False, {})
+    assert any(Path(spoiled).name in problem for problem in report["problems"])
+    assert result.err == moetrt("inspect", spoilable / asked, "--verify").err
+    assert set(report) == set(inspect(build / asked).report())
+
+
+def test_all_that_is_wrong_is_in_the_json(moetrt, spoilable):
+    spoiled = ["graphs/rank-00/head.onnx", "graphs/rank-01/embed.onnx", "graphs/tokenizer.json"]
+    for file in spoiled:
+        flip(spoilable / file)
+    (spoilable / "graphs-int8/manifest.json").write_text("{")
+    problems = json.loads(moetrt("inspect", spoilable, "--verify", "--json").out)["problems"]
+    assert all(any(f"{file} does not have the sha256" in problem for problem in problems) for file in spoiled)
+    assert any("graphs-int8/manifest.json" in problem for problem in problems)
+    assert all(problem.endswith(".") and not problem.endswith("..") for problem in problems)
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text("{"), lambda path: (path.unlink(), path.mkdir())], ids=["cut", "a folder"])
+def test_what_cannot_be_read_is_a_json_document_too(moetrt, spoilable, spoil):
+    spoil(spoilable / "graphs/rank-00/manifest.json")
+    result = moetrt("inspect", spoilable / "graphs", "--verify", "--json")
+    report = json.loads(result.out)
+    assert (result.code, report["kind"], report["verified"]) == (1, "damaged", False)
+    assert "rank-00/manifest.json" in report["problems"][0]
+    assert f"Error: {report['problems'][0]}" in result.err
+
+
+def test_nothing_is_wrong_with_what_is_verified(moetrt, build):
+    report = json.loads(moetrt("inspect", build / "graphs", "--verify", "--json").out)
+    assert (report["verified"], report["problems"]) == (True, [])
+
+
 RECORDS = {
     "a rank's manifest, by the set's": ("graphs", "graphs/rank-01/manifest.json", "request"),
     "a rank's manifest, from the rank": ("graphs/rank-01", "graphs/rank-01/manifest.json", "request"),

@@ -60,7 +60,7 @@ class Mixture:
     experts: int = 8
     top_k: int = 3
     hidden: int = 32
-    width: int = 24
+    width: int = 48
     dtype: str = "float32"
 
     def inputs(self) -> tuple[np.ndarray, ...]:
