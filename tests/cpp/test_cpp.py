@@ -183,21 +183,6 @@ def test_engines_of_another_backend_are_refused(engines, tmp_path):
     assert "engines of tensorrt" in done.stderr
 
 
-def test_an_installed_library_serves_a_project_of_its_own(engines, tmp_path):
-    """The example: find_package, a call, the tokens that Python gives."""
-    root = Path(__file__).parents[2]
-    for words in (
-        ["cmake", "--install", PROGRAM.parent, "--prefix", tmp_path / "prefix"],
-        ["cmake", "-S", root / "examples/cpp", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}"],
-        ["cmake", "--build", tmp_path / "build"],
-    ):
-        subprocess.run(list(map(str, words)), check=True, capture_output=True)
-    folder = engines("v3", 2)
-    done = subprocess.run([tmp_path / "build/generate", folder, LIBRARY, *map(str, PROMPT)], capture_output=True, text=True, check=True)
-    with load(folder) as chain:
-        assert [int(token) for token in done.stdout.split()] == chain.generate(PROMPT, max_tokens=16)
-
-
 def test_the_c_interface_gives_the_same_logits(engines, tmp_path):
     """Called as any language would call it, from a shared library of its own."""
     import ctypes

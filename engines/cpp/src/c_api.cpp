@@ -5,9 +5,14 @@
 #include "moetrt.h"
 #include "moetrt/chain.hpp"
 #include "moetrt/error.hpp"
+#include "moetrt/tokenizer.hpp"
 
 struct moetrt_chain {
   moetrt::Chain chain;
+};
+
+struct moetrt_tokenizer {
+  moetrt::Tokenizer tokenizer;
 };
 
 namespace {
@@ -34,6 +39,13 @@ void require(bool good, const char* what) {
   if (!good) throw moetrt::Error(std::string(what) + " is NULL.");
 }
 
+// As much of `found` as there is room for.
+template <typename List, typename Item>
+void give(const List& found, Item* target, size_t room, size_t* size) {
+  std::copy_n(found.begin(), std::min(room, found.size()), target);
+  *size = found.size();
+}
+
 }  // namespace
 
 extern "C" {
@@ -56,6 +68,8 @@ int64_t moetrt_vocab(const moetrt_chain* chain) { return chain ? chain->chain.ma
 
 int64_t moetrt_max_context(const moetrt_chain* chain) { return chain ? chain->chain.manifest().max_context : 0; }
 
+int64_t moetrt_bos(const moetrt_chain* chain) { return chain ? chain->chain.manifest().bos.value_or(-1) : -1; }
+
 int moetrt_logits(moetrt_chain* chain, const int64_t* token_ids, size_t count, float* logits) {
   return guarded([&] {
     require(chain && (token_ids || !count) && logits, "an argument");
@@ -73,6 +87,34 @@ int moetrt_generate(moetrt_chain* chain, const int64_t* token_ids, size_t count,
     const std::vector<int64_t> found = chain->chain.generate({token_ids, count}, options);
     std::copy(found.begin(), found.end(), tokens);
     *made = found.size();
+  });
+}
+
+int moetrt_open_patterns(const char* library) {
+  return guarded([&] { moetrt::Tokenizer::open_patterns(library ? library : ""); });
+}
+
+int moetrt_load_tokenizer(const char* folder, int64_t bos, moetrt_tokenizer** tokenizer) {
+  return guarded([&] {
+    require(folder && tokenizer, "folder or tokenizer");
+    *tokenizer = nullptr;
+    *tokenizer = new moetrt_tokenizer{moetrt::Tokenizer::load(folder, bos < 0 ? std::nullopt : std::optional(bos))};
+  });
+}
+
+void moetrt_close_tokenizer(moetrt_tokenizer* tokenizer) { delete tokenizer; }
+
+int moetrt_encode(const moetrt_tokenizer* tokenizer, const char* text, size_t bytes, int64_t* token_ids, size_t room, size_t* count) {
+  return guarded([&] {
+    require(tokenizer && (text || !bytes) && (token_ids || !room) && count, "an argument");
+    give(tokenizer->tokenizer.encode({text, bytes}), token_ids, room, count);
+  });
+}
+
+int moetrt_decode(const moetrt_tokenizer* tokenizer, const int64_t* token_ids, size_t count, char* text, size_t room, size_t* bytes) {
+  return guarded([&] {
+    require(tokenizer && (token_ids || !count) && (text || !room) && bytes, "an argument");
+    give(tokenizer->tokenizer.decode({token_ids, count}), text, room, bytes);
   });
 }
 

@@ -18,6 +18,7 @@ namespace fs = std::filesystem;
 constexpr const char* kFile = "manifest.json";
 constexpr const char* kKind = "engine-rank";
 constexpr int kVersion = 1;
+constexpr int kDeepest = 64;      // objects within objects: what is deeper would overflow the stack when shown
 constexpr int kMostRanks = 4096;  // beyond any plan: a record that says more is damaged
 constexpr const char* kDamaged = "The file is damaged or was edited; make it anew.";
 
@@ -83,6 +84,14 @@ class Object {
   const Json& data_;
   std::string where_;
 };
+
+// Throws Json::exception: it is no JSON. Throws Error: it is too deep.
+Json parsed(const std::string& text, const std::string& where) {
+  return Json::parse(text, [&](int depth, Json::parse_event_t, const Json&) {
+    if (depth > kDeepest) throw Error(where + " is nested deeper than " + std::to_string(kDeepest) + " objects.", kDamaged);
+    return true;
+  });
+}
 
 std::vector<std::string> texts(const Object& from, const std::string& name) {
   std::vector<std::string> found;
@@ -235,7 +244,7 @@ std::vector<std::string> Assembly::sent() const {
 Manifest parse_manifest(const std::string& text, const std::string& where) {
   Json data;
   try {
-    data = Json::parse(text);
+    data = parsed(text, where);
   } catch (const Json::exception& cause) {
     throw Error(where + " is not valid JSON: " + cause.what() + ".");
   }
@@ -255,6 +264,7 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
   made.tensor = static_cast<int>(plan.number("tensor", 1, kMostRanks));
   made.pipeline = static_cast<int>(plan.number("pipeline", 1, kMostRanks));
   made.vocab = config.number("vocab", 1, INT32_MAX);
+  if (config.has("bos")) made.bos = config.number("bos", 0, INT32_MAX);
   for (const Json& token : config.list("eos")) {
     if (!token.is_number_integer()) throw Error(config.where() + ".eos holds " + shown(token) + ", where int is expected.", kDamaged);
     made.eos.push_back(token.get<std::int64_t>());
@@ -319,7 +329,7 @@ std::optional<Joined> Joined::find(const fs::path& folder, const std::vector<Man
   if (!file || !fs::is_regular_file(graph)) return std::nullopt;
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   try {
-    const Json data = Json::parse(text);
+    const Json data = parsed(text, path.string());
     const Object from(data, path.string());
     from.only({"graphs", "graph", "signature", "kind", "version"});
     if (from.text("kind") != "joined" || from.number("version", 0, INT32_MAX) != kVersion) return std::nullopt;

@@ -16,4 +16,13 @@ TEST_CASE("what goes wrong is a code and a text, never an exception") {
   CHECK(moetrt_generate(nullptr, nullptr, 0, 1, 0, nullptr, nullptr) == 1);
   CHECK(moetrt_vocab(nullptr) == 0);
   moetrt_close(nullptr);
+  moetrt_tokenizer* tokenizer = nullptr;
+  CHECK(moetrt_open_patterns("/nowhere/libonig.so") == 1);
+  CHECK(std::string(moetrt_error()).find("/nowhere/libonig.so") != std::string::npos);
+  CHECK(moetrt_load_tokenizer("/nowhere", 0, &tokenizer) == 1);
+  CHECK(tokenizer == nullptr);
+  CHECK(moetrt_encode(nullptr, "", 0, nullptr, 0, nullptr) == 1);
+  CHECK(moetrt_decode(nullptr, nullptr, 0, nullptr, 0, nullptr) == 1);
+  CHECK(moetrt_bos(nullptr) == -1);
+  moetrt_close_tokenizer(nullptr);
 }

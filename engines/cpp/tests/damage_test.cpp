@@ -7,6 +7,7 @@
 #include "moetrt/error.hpp"
 #include "moetrt/manifest.hpp"
 #include "record.hpp"
+#include "tokenizer_file.hpp"
 
 using namespace moetrt;
 
@@ -39,18 +40,42 @@ std::string damaged(std::string text, std::mt19937& chance) {
   return text;
 }
 
-}  // namespace
-
-TEST_CASE("damaged records are refused or read, and nothing else") {
+// How many damaged forms of `whole` are refused. `read` takes a text.
+template <typename Read>
+int refusals(const std::string& whole, Read read) {
   std::mt19937 chance(7);
-  const std::string whole = record().dump();
   int refused = 0;
   for (int round = 0; round < kRounds; ++round) {
     try {
-      parse_manifest(damaged(whole, chance), "manifest.json");
+      read(damaged(whole, chance));
     } catch (const Error&) {
       ++refused;
     }
   }
-  CHECK(refused > kRounds / 2);
+  return refused;
+}
+
+}  // namespace
+
+TEST_CASE("damaged records are refused or read, and nothing else") {
+  CHECK(refusals(record().dump(), [](const std::string& text) { parse_manifest(text, "manifest.json"); }) > kRounds / 2);
+}
+
+TEST_CASE("damaged tokenizers are refused or read, and nothing else") {
+  const auto read = [](const std::string& text) {
+    TokenizerFile file = parse_tokenizer(text, "tokenizer.json");
+    const BytePairs pairs(std::move(file.vocabulary), file.merges, file.ignore_merges, "tokenizer.json");
+    std::vector<std::int64_t> ids;
+    pairs.encode(" abab\xc3\xa9", ids);
+  };
+  CHECK(refusals(tokenizer_record().dump(), read) > kRounds / 2);
+}
+
+TEST_CASE("records as deep as memory are refused") {
+  const std::string deep = std::string(1000000, '[') + std::string(1000000, ']');
+  CHECK_THROWS_WITH_AS(parse_manifest(R"({"kind": )" + deep + "}", "m"), "m is nested deeper than 64 objects.", Error);
+  std::string text = tokenizer_record().dump();
+  const std::string before = "\"truncation\":null";
+  text.replace(text.find(before), before.size(), "\"truncation\":" + deep);
+  CHECK_THROWS_WITH_AS(parse_tokenizer(text, "t"), "t: truncation is a list; the C++ runtime reads null.", Error);
 }

@@ -1,5 +1,4 @@
-// moetrt-run: generate tokens with engines that `moetrt build` wrote, without Python. Token ids in, token ids out: turning text into ids
-// and back is the business of a tokenizers library.
+// moetrt-run: go on from text or token ids with engines that `moetrt build` wrote, without Python.
 #include <charconv>
 #include <chrono>
 #include <cstring>
@@ -7,6 +6,7 @@
 #include <functional>
 #include <iostream>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -14,21 +14,25 @@
 
 #include "moetrt/chain.hpp"
 #include "moetrt/error.hpp"
+#include "moetrt/tokenizer.hpp"
 
 namespace {
 
 constexpr const char* kUsage =
-    "Usage: moetrt-run ENGINES --token-ids IDS [OPTIONS]\n\n"
+    "Usage: moetrt-run ENGINES (--prompt TEXT | --token-ids IDS) [OPTIONS]\n\n"
     "  Generate tokens with ENGINES for ONNX Runtime on a CPU, all ranks in this process.\n\n"
     "Options:\n"
+    "  --prompt TEXT        Text to go on from, by the engines' own tokenizer.json.\n"
     "  --token-ids IDS      Token ids to go on from, such as 5,9,2.\n"
     "  --max-tokens TOKENS  New tokens at most.  [default: 64]\n"
     "  --temperature T      0 takes the likeliest token; above, tokens are drawn.  [default: 0]\n"
     "  --top-p P            Draw from the likeliest tokens that reach this probability together.  [default: 1]\n"
     "  --seed NUMBER        Makes drawing repeatable; other tokens than Python draws.\n"
     "  --ignore-eos         Go on after the end-of-sequence token.\n"
+    "  --stream             Print text as it comes.\n"
     "  --threads THREADS    Threads in all; ranks share them.  [default: the cores]\n"
     "  --onnxruntime FILE   ONNX Runtime's shared library.  [default: libonnxruntime.so.1]\n"
+    "  --oniguruma FILE     Oniguruma's shared library, which reading text needs.  [default: libonig.so.5]\n"
     "  --logits FILE        Write the prompt's logits, float32 (tokens, vocab), and generate nothing.\n"
     "  --json               Print one JSON document.\n"
     "  --help               Show this message.\n";
@@ -38,11 +42,12 @@ struct UsageError : std::runtime_error {
 };
 
 struct Request {
-  std::string engines, onnxruntime, logits;
+  std::string engines, onnxruntime, oniguruma, logits;
+  std::optional<std::string> prompt;
   std::vector<std::int64_t> token_ids;
   moetrt::Generation generation;
   int threads = 0;
-  bool json = false, help = false;
+  bool json = false, stream = false, help = false;
 };
 
 template <typename Number>
@@ -63,6 +68,7 @@ std::vector<std::int64_t> ids(const std::string& text) {
 Request parse(const std::vector<std::string>& words) {
   Request made;
   const std::map<std::string, std::function<void(const std::string&)>> options{
+      {"--prompt", [&](const std::string& text) { made.prompt = text; }},
       {"--token-ids", [&](const std::string& text) { made.token_ids = ids(text); }},
       {"--max-tokens", [&](const std::string& text) { made.generation.max_tokens = number<std::int64_t>("--max-tokens", text); }},
       {"--temperature", [&](const std::string& text) { made.generation.sampling.temperature = number<double>("--temperature", text); }},
@@ -70,9 +76,10 @@ Request parse(const std::vector<std::string>& words) {
       {"--seed", [&](const std::string& text) { made.generation.sampling.seed = number<std::uint64_t>("--seed", text); }},
       {"--threads", [&](const std::string& text) { made.threads = number<int>("--threads", text); }},
       {"--onnxruntime", [&](const std::string& text) { made.onnxruntime = text; }},
+      {"--oniguruma", [&](const std::string& text) { made.oniguruma = text; }},
       {"--logits", [&](const std::string& text) { made.logits = text; }},
   };
-  const std::map<std::string, bool*> flags{{"--ignore-eos", &made.generation.ignore_eos}, {"--json", &made.json}, {"--help", &made.help}};
+  const std::map<std::string, bool*> flags{{"--ignore-eos", &made.generation.ignore_eos}, {"--json", &made.json}, {"--stream", &made.stream}, {"--help", &made.help}};
   for (std::size_t place = 0; place < words.size(); ++place) {
     const std::string& word = words[place];
     if (const auto flag = flags.find(word); flag != flags.end()) {
@@ -86,7 +93,7 @@ Request parse(const std::vector<std::string>& words) {
       made.engines = word;
     }
   }
-  if (!made.help && (made.engines.empty() || made.token_ids.empty())) throw UsageError("ENGINES and --token-ids are needed.");
+  if (!made.help && (made.engines.empty() || made.prompt.has_value() != made.token_ids.empty())) throw UsageError("ENGINES and either --prompt or --token-ids are needed.");
   return made;
 }
 
@@ -96,8 +103,20 @@ std::string listed(const std::vector<std::int64_t>& tokens, const char* between)
   return text.str();
 }
 
-void write_logits(const Request& request, moetrt::Chain& chain) {
-  const std::vector<float> found = chain.logits(request.token_ids);
+// The tokenizer of the engines; none where nobody asked for text and there is none that can be read.
+std::optional<moetrt::Tokenizer> tokenizer(const Request& request, const moetrt::Chain& chain) {
+  if (request.prompt) moetrt::Tokenizer::open_patterns(request.oniguruma);
+  try {
+    return moetrt::Tokenizer::load(request.engines, chain.manifest().bos);
+  } catch (const moetrt::Error& error) {
+    if (request.prompt || request.stream) throw;
+    if (std::filesystem::exists(std::filesystem::path(request.engines) / "tokenizer.json")) std::cerr << "note: no text: " << error.what() << "\n";
+    return std::nullopt;
+  }
+}
+
+void write_logits(const Request& request, const std::vector<std::int64_t>& prompt, moetrt::Chain& chain) {
+  const std::vector<float> found = chain.logits(prompt);
   std::ofstream file(request.logits, std::ios::binary);
   file.write(reinterpret_cast<const char*>(found.data()), static_cast<std::streamsize>(found.size() * sizeof(float)));
   if (!file.flush()) throw moetrt::Error("cannot write " + request.logits + ".");
@@ -111,22 +130,29 @@ std::string rate(double count, std::optional<double> seconds) {
   return text.str();
 }
 
-void generate(const Request& request, moetrt::Chain& chain) {
+void generate(const Request& request, const std::vector<std::int64_t>& prompt, const std::optional<moetrt::Tokenizer>& tokenizer, moetrt::Chain& chain) {
   using Clock = std::chrono::steady_clock;
   const auto begin = Clock::now();
   std::optional<Clock::time_point> first, last;
-  const auto tokens = chain.generate(request.token_ids, request.generation, [&](std::int64_t) {
+  std::optional<moetrt::Streamer> streamer;
+  if (tokenizer && request.stream && !request.json) streamer.emplace(*tokenizer);
+  const auto tokens = chain.generate(prompt, request.generation, [&](std::int64_t token) {
     last = Clock::now();
     first = first ? first : last;
+    if (streamer) std::cout << streamer->add(token) << std::flush;
   });
-  const auto between = [](Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double>(to - from).count(); };
-  if (!request.json) {
-    std::cout << listed(tokens, ",") << "\n";
+  if (streamer) {
+    std::cout << streamer->end() << "\n";
     return;
   }
-  std::cout << "{\"prompt_tokens\": [" << listed(request.token_ids, ", ") << "], \"tokens\": [" << listed(tokens, ", ")
-            << "], \"text\": \"\", \"prefill_tokens_per_second\": " << rate(static_cast<double>(request.token_ids.size()), between(begin, first.value_or(Clock::now())))
-            << ", \"decode_tokens_per_second\": "
+  const std::string text = tokenizer ? tokenizer->decode(tokens) : "";
+  const auto between = [](Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double>(to - from).count(); };
+  if (!request.json) {
+    std::cout << (text.empty() ? listed(tokens, ",") : text) << "\n";
+    return;
+  }
+  std::cout << "{\"prompt_tokens\": [" << listed(prompt, ", ") << "], \"tokens\": [" << listed(tokens, ", ") << "], \"text\": " << nlohmann::json(text).dump(-1, ' ', true)
+            << ", \"prefill_tokens_per_second\": " << rate(static_cast<double>(prompt.size()), between(begin, first.value_or(Clock::now()))) << ", \"decode_tokens_per_second\": "
             << (tokens.size() > 1 ? rate(static_cast<double>(tokens.size() - 1), between(first.value_or(begin), last.value_or(begin))) : "null") << "}\n";
 }
 
@@ -147,7 +173,9 @@ int main(int count, char** words) {
     }
     moetrt::Runtime::open(request.onnxruntime);
     moetrt::Chain chain = moetrt::Chain::load(request.engines, request.threads);
-    request.logits.empty() ? generate(request, chain) : write_logits(request, chain);
+    const auto text = request.prompt || request.logits.empty() ? tokenizer(request, chain) : std::nullopt;
+    const std::vector<std::int64_t> prompt = request.prompt && text ? text->encode(*request.prompt) : request.token_ids;
+    request.logits.empty() ? generate(request, prompt, text, chain) : write_logits(request, prompt, chain);
     return 0;
   } catch (const UsageError& error) {
     return refuse(error.what(), "moetrt-run --help", 2);

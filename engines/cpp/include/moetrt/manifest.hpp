@@ -75,6 +75,7 @@ struct Manifest {
   int tensor = 1;
   int pipeline = 1;
   std::int64_t vocab = 0;
+  std::optional<std::int64_t> bos;  // put before every prompt that is text
   std::vector<std::int64_t> eos;
   std::int64_t max_context = 0;
   std::int64_t max_batch = 0;
