@@ -1,10 +1,14 @@
 #include "moetrt/chain.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <optional>
+#include <set>
 #include <thread>
 
+#include "backends.hpp"
+#include "crew.hpp"
 #include "moetrt/error.hpp"
 
 namespace moetrt {
@@ -12,7 +16,6 @@ namespace {
 
 constexpr std::int64_t kPrefill = 256;   // prompt tokens that go through the model at once
 constexpr std::int64_t kCacheStep = 64;  // cache lengths are multiples of this
-constexpr const char* kProvider = "CPUExecutionProvider";
 
 Array numbers(std::vector<std::int64_t> shape, const std::vector<std::int64_t>& values) {
   Array array("int64", std::move(shape));
@@ -26,14 +29,45 @@ Array range(std::int64_t count) {
   return array;
 }
 
+// Results that the host reads: logits, and what other ranks get.
+std::set<std::string> hosted(const Assembly& assembly) {
+  const std::vector<std::string> sent = assembly.sent();
+  std::set<std::string> names(sent.begin(), sent.end());
+  names.insert("logits");
+  for (const Step& step : assembly.steps) {
+    if (const auto* reduce = std::get_if<AllReduce>(&step)) names.insert(reduce->value);
+    if (const auto* gather = std::get_if<AllGather>(&step)) names.insert(gather->value);
+  }
+  return names;
+}
+
+// Whether the caches' length is that of the requests; else it is built in.
+bool stretches(const Assembly& assembly) {
+  for (const auto& [launch, signature] : assembly.signatures)
+    for (const Tensor& input : signature.inputs)
+      if (std::find(input.shape.begin(), input.shape.end(), Dim("context")) != input.shape.end()) return true;
+  return false;
+}
+
+void require_one_schedule(const std::vector<Manifest>& ranks) {
+  for (const Manifest& rank : ranks) {
+    const auto& steps = rank.assembly.steps;
+    const auto& mate = ranks[static_cast<std::size_t>(rank.rank - rank.rank % rank.tensor)].assembly.steps;
+    if (steps.size() != mate.size() || !std::equal(steps.begin(), steps.end(), mate.begin(), [](const Step& one, const Step& other) { return one.index() == other.index(); }))
+      throw Error(rank.folder.string() + " has another schedule than the ranks of its stage.", "Build the ranks of one set from one set of graphs.");
+  }
+}
+
 }  // namespace
 
 struct Chain::Parts {
   std::vector<Manifest> ranks;
-  std::vector<std::map<std::string, Session>> sessions;  // rank → launch → session; none where the ranks are joined
-  std::optional<Session> joined;
+  std::unique_ptr<Opener> opener;
+  std::vector<std::map<std::string, std::unique_ptr<Session>>> sessions;  // rank → launch → session; none where the ranks are joined
+  std::unique_ptr<Session> joined;
   std::string joined_logits;  // what the joined graph calls them
   std::optional<Cache> kept;
+  std::unique_ptr<Crew> crew;  // threads of the ranks, where these meet inside their graphs; they end before what they use
 
   [[nodiscard]] const Manifest& first() const { return ranks.front(); }
 
@@ -55,16 +89,48 @@ struct Chain::Parts {
   void walk_stage(int stage, std::vector<Values>& values, Cache& cache) {
     const int tensor = first().tensor, begin = stage * tensor;
     const auto& steps = ranks[begin].assembly.steps;
-    for (std::size_t place = 0; place < steps.size(); ++place)
-      for (int rank = begin; rank < begin + tensor; ++rank) {
-        const Step& step = ranks[rank].assembly.steps[place];
-        if (const auto* launch = std::get_if<Launch>(&step))
-          sessions[rank].at(launch->graph).run(values[rank], cache.ranks.at(rank));
-        else if (rank == begin && !std::holds_alternative<Send>(step) && !std::holds_alternative<Receive>(step))
-          join(place, begin, values);
-      }
+    for (std::size_t place = 0; place < steps.size(); ++place) {
+      if (std::holds_alternative<Launch>(steps[place]))
+        each(begin, begin + tensor, [&](int rank) { sessions[rank].at(std::get<Launch>(ranks[rank].assembly.steps[place]).graph)->run(values[rank], cache.ranks.at(rank)); });
+      else
+        join(place, begin, values);
+    }
     for (int rank = begin; rank < begin + tensor; ++rank)
       for (const std::string& name : ranks[rank].assembly.sent()) values[rank + tensor][name] = found(values[rank], name);
+  }
+
+  // Ranks at once, or in turn.
+  void each(int begin, int end, const std::function<void(int)>& work) {
+    if (crew) return crew->call(begin, end, work);
+    for (int rank = begin; rank < end; ++rank) work(rank);
+  }
+
+  static std::unique_ptr<Parts> open(const std::filesystem::path& folder, std::vector<Manifest> ranks, std::unique_ptr<Opener> opener, bool joined) {
+    require_one_schedule(ranks);
+    auto made = std::make_unique<Parts>();
+    made->ranks = std::move(ranks);
+    made->opener = std::move(opener);
+    const std::optional<Joined> whole = joined && made->ranks.size() > 1 ? Joined::find(folder, made->ranks) : std::nullopt;
+    whole ? made->open_joined(*whole) : made->open_ranks();
+    return made;
+  }
+
+  void open_joined(const Joined& whole) {
+    for (const Tensor& output : whole.signature.outputs)
+      if (std::none_of(whole.signature.states.begin(), whole.signature.states.end(), [&](const State& state) { return state.output == output.name; })) joined_logits = output.name;
+    joined = opener->open({whole.graph, whole.signature, {joined_logits}, true}, first());
+  }
+
+  void open_ranks() {
+    sessions.resize(ranks.size());
+    if (opener->together()) crew = std::make_unique<Crew>(static_cast<int>(ranks.size()), [this] { opener->release(); });
+    each(0, static_cast<int>(ranks.size()), [this](int rank) {
+      const Manifest& record = ranks[static_cast<std::size_t>(rank)];
+      const Assembly& assembly = record.assembly;
+      for (const auto& [launch, file] : assembly.graphs)
+        sessions[static_cast<std::size_t>(rank)].emplace(
+            launch, opener->open({record.folder / file, assembly.signatures.at(launch), hosted(assembly), assembly.graphs.size() == 1}, record));
+    });
   }
 
   static const Array& found(const Values& values, const std::string& name) {
@@ -83,7 +149,7 @@ struct Chain::Parts {
 
   [[nodiscard]] std::vector<Array> gathered(const std::string& name, int begin, const std::vector<Values>& values) const {
     std::vector<Array> parts;
-    for (int rank = begin; rank < begin + first().tensor; ++rank) parts.push_back(found(values[rank], name));
+    for (int rank = begin; rank < begin + first().tensor; ++rank) parts.push_back(found(values[rank], name).host());
     return parts;
   }
 
@@ -97,46 +163,30 @@ Chain::Chain(Chain&&) noexcept = default;
 Chain::~Chain() = default;
 
 Chain Chain::load(const std::filesystem::path& folder, int threads) {
-  auto parts = std::make_unique<Parts>();
-  parts->ranks = Manifest::read_set(folder);
+  std::vector<Manifest> ranks = Manifest::read_set(folder);
   const int cores = threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  for (const Manifest& rank : parts->ranks) {
-    if (rank.backend != "ort" || (!rank.providers.empty() && rank.providers.front() != kProvider))
-      throw Error(rank.folder.string() + " holds engines of " + rank.backend + ", which this runtime cannot run: it has ONNX Runtime on a CPU alone.",
-                  "Build with --backend ort to run here.");
-    const auto& steps = rank.assembly.steps;
-    const auto& mate = parts->ranks[static_cast<std::size_t>(rank.rank - rank.rank % rank.tensor)].assembly.steps;
-    if (steps.size() != mate.size() || !std::equal(steps.begin(), steps.end(), mate.begin(), [](const Step& one, const Step& other) { return one.index() == other.index(); }))
-      throw Error(rank.folder.string() + " has another schedule than the ranks of its stage.", "Build the ranks of one set from one set of graphs.");
-  }
-  const std::optional<Joined> joined = parts->ranks.size() > 1 ? Joined::find(folder, parts->ranks) : std::nullopt;
-  if (joined) {
-    for (const Tensor& output : joined->signature.outputs) {
-      const auto& states = joined->signature.states;
-      if (std::none_of(states.begin(), states.end(), [&](const State& state) { return state.output == output.name; })) parts->joined_logits = output.name;
-    }
-    parts->joined.emplace(joined->graph, joined->signature, parts->first(), cores, true);
-    return Chain(std::move(parts));
-  }
-  for (const Manifest& rank : parts->ranks) {
-    const Assembly& assembly = rank.assembly;
-    std::map<std::string, Session> opened;
-    for (const auto& [launch, file] : assembly.graphs)
-      opened.emplace(launch, Session(rank.folder / file, assembly.signatures.at(launch), rank, cores, assembly.graphs.size() == 1));
-    parts->sessions.push_back(std::move(opened));
-  }
-  return Chain(std::move(parts));
+  std::unique_ptr<Opener> opener = find_opener(ranks, cores);
+  const bool joined = ranks.front().backend == "ort";
+  return Chain(Parts::open(folder, std::move(ranks), std::move(opener), joined));
+}
+
+Chain Chain::load(const std::filesystem::path& folder, std::unique_ptr<Opener> opener, bool joined) {
+  return Chain(Parts::open(folder, Manifest::read_set(folder), std::move(opener), joined));
 }
 
 const Manifest& Chain::manifest() const { return parts_->first(); }
 
 Cache& Chain::cache(std::int64_t batch, std::int64_t tokens) {
-  const std::int64_t context = std::min((tokens + kCacheStep - 1) / kCacheStep * kCacheStep, manifest().max_context);
+  static std::atomic<std::uint64_t> ids{0};
+  const std::int64_t most = manifest().max_context, wanted = std::min((tokens + kCacheStep - 1) / kCacheStep * kCacheStep, most);
+  const std::int64_t context = stretches(manifest().assembly) ? wanted : most;
   std::optional<Cache>& kept = parts_->kept;
   if (kept && kept->batch == batch && kept->context == context) return *kept;
-  kept.emplace(Cache{batch, context, {}, {}});
+  kept.reset();  // before there is another: both might be too much
+  Cache made{batch, context, {}, {++ids, {}}};
   for (const Manifest& rank : parts_->ranks) {
-    Values& buffers = kept->ranks[rank.rank];
+    States& states = made.ranks[rank.rank];
+    states.id = ++ids;
     for (const auto& [launch, signature] : rank.assembly.signatures)
       for (const State& state : signature.states) {
         const auto tensor = std::find_if(signature.inputs.begin(), signature.inputs.end(), [&](const Tensor& one) { return one.name == state.input; });
@@ -145,23 +195,23 @@ Cache& Chain::cache(std::int64_t batch, std::int64_t tokens) {
           const auto* name = std::get_if<std::string>(&dim);
           shape.push_back(!name ? std::get<std::int64_t>(dim) : *name == "batch" ? batch : context);
         }
-        const Array buffer(tensor->dtype, shape);
-        buffers.emplace(state.input, buffer);
-        kept->joined.emplace("rank." + std::to_string(rank.rank) + "/" + state.input, buffer);
+        const Array buffer(tensor->dtype, shape, parts_->joined ? parts_->joined->memory() : parts_->sessions[static_cast<std::size_t>(rank.rank)].at(launch)->memory());
+        states.buffers.emplace(state.input, buffer);
+        made.joined.buffers.emplace("rank." + std::to_string(rank.rank) + "/" + state.input, buffer);
       }
   }
-  return *kept;
+  return kept.emplace(std::move(made));
 }
 
 Array Chain::step(const Array& token_ids, const Array& start, const Array& select, Cache& cache) {
   Values given{{"token_ids", token_ids}, {"start", start}, {"select", select}};
   if (parts_->joined) {
     parts_->joined->run(given, cache.joined);
-    return Parts::found(given, parts_->joined_logits);
+    return Parts::found(given, parts_->joined_logits).host();
   }
   std::vector<Values> values(parts_->ranks.size(), given);
   for (int stage = 0; stage < manifest().pipeline; ++stage) parts_->walk_stage(stage, values, cache);
-  return Parts::found(values.back(), "logits");
+  return Parts::found(values.back(), "logits").host();
 }
 
 std::vector<float> Chain::logits(std::span<const std::int64_t> token_ids) {

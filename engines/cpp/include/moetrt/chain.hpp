@@ -21,8 +21,8 @@ namespace moetrt {
 struct Cache {
   std::int64_t batch = 0;
   std::int64_t context = 0;
-  std::map<int, Values> ranks;  // rank → state input → buffer
-  Values joined;                // the same buffers, as a joined graph names them
+  std::map<int, States> ranks;  // rank → state input → buffer
+  States joined;                // the same buffers, as a joined graph names them
 };
 
 struct Generation {
@@ -33,9 +33,12 @@ struct Generation {
 
 class Chain {
  public:
-  // Opens the engines in `folder` for ONNX Runtime on a CPU. :param threads: in all, which ranks have in turn; the cores at hand when 0.
+  // Opens the engines in `folder`. :param threads: of the host in all, which ranks have in turn; the cores at hand when 0.
   // Throws Error: ranks are missing, damaged or not made for each other, or the backend does not run here.
   static Chain load(const std::filesystem::path& folder, int threads = 0);
+
+  // The same, by an opener of the caller's. :param joined: let ranks run as the joined graph, where there is one.
+  static Chain load(const std::filesystem::path& folder, std::unique_ptr<Opener> opener, bool joined);
 
   Chain(Chain&&) noexcept;
   ~Chain();
