@@ -7,6 +7,8 @@ PROMPTS   ?= $(MODEL)/prompts.txt
 HELDOUT   ?= $(MODEL)/prompts-heldout.txt
 PROMPT    ?= The nice thing about computers is
 PYTHON    ?= python3
+# TensorRT's folder, or one with its headers: with it `make cpp` runs engines of that backend too.
+TENSORRT_ROOT ?=
 # More options of benchmarks/speed.py, such as --get-llama-cpp.
 SPEED     ?=
 
@@ -27,7 +29,7 @@ READY    := .venv/.ready
 # Every backend that installs here; asked only when a recipe needs it.
 BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx)
 
-.PHONY: setup graphs calibration quantized engine engines compare cpp cpp-sanitized test bench lint help
+.PHONY: setup graphs calibration quantized engine engines compare cpp cpp-sanitized cpp-tensorrt test bench lint help
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -67,7 +69,7 @@ compare: engines ## Engines against transformers, with a page of what was seen; 
 
 cpp: ## Build the C++ runtime in build/cpp and run its own tests (headers come from Debian packages)
 	engines/cpp/dependencies.sh build/cpp-headers
-	cmake -S engines/cpp -B build/cpp -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include
+	cmake -S engines/cpp -B build/cpp -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include -DTENSORRT_ROOT=$(abspath $(TENSORRT_ROOT))
 	cmake --build build/cpp --parallel 2
 	ctest --test-dir build/cpp --output-on-failure
 
@@ -75,6 +77,12 @@ cpp-sanitized: cpp ## The same under the address and undefined-behaviour sanitiz
 	cmake -S engines/cpp -B build/cpp-sanitized -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include -DMOETRT_SANITIZE=address,undefined
 	cmake --build build/cpp-sanitized --parallel 2
 	ctest --test-dir build/cpp-sanitized --output-on-failure
+
+cpp-tensorrt: cpp ## TensorRT's session against libraries that stand for TensorRT's, under the thread sanitizer, in build/cpp-tensorrt
+	$(if $(TENSORRT_ROOT),,engines/cpp/tensorrt-headers.sh build/tensorrt-headers)
+	cmake -S engines/cpp -B build/cpp-tensorrt -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include -DTENSORRT_ROOT=$(or $(abspath $(TENSORRT_ROOT)),$(CURDIR)/build/tensorrt-headers) -DMOETRT_SANITIZE=thread
+	cmake --build build/cpp-tensorrt --parallel 2 --target moetrt-tensorrt-tests
+	ctest --test-dir build/cpp-tensorrt --output-on-failure -R tensorrt
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest

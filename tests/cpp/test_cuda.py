@@ -82,7 +82,7 @@ def test_what_cannot_be_opened_is_told_with_pythons_hint(engines, tmp_path):
 @pytest.mark.parametrize("how", ["captured", "eager"])
 @pytest.mark.parametrize(("tensor", "options"), [(1, {}), (2, {"pipeline": 2}), (2, {"precision": "fp16"})])
 def test_values_in_a_devices_memory_are_pythons_to_the_byte(cuda_engines, tmp_path, build, how, tensor, options):
-    """Caches, inputs and results from the session's own allocator, reached by copies; caches of another length after and before."""
+    """Caches, inputs and results from the session's own allocator, reached by copies; caches of another length after and before; rows of three lengths at once."""
     if not (BUILDS / build / "moetrt-device-run").is_file():
         pytest.skip("the sanitized C++ runtime is not built (make cpp-sanitized)")
     folder = on_cpu(cuda_engines(tensor, **options))
@@ -91,4 +91,5 @@ def test_values_in_a_devices_memory_are_pythons_to_the_byte(cuda_engines, tmp_pa
     with load(folder, joined=False) as chain:
         assert (tmp_path / "logits").read_bytes() == np.ascontiguousarray(chain.logits(PROMPT), np.float32).tobytes()
         wanted = [chain.generate(PROMPT, max_tokens=count, ignore_eos=True) for count in (4, 80, 4)]
+        wanted += chain.generate_batch([PROMPT, PROMPT[:3], PROMPT[::-1]], max_tokens=12)
     assert [list(map(int, line.split())) for line in done.stdout.splitlines()] == wanted

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <optional>
 #include <set>
@@ -14,8 +15,9 @@
 namespace moetrt {
 namespace {
 
-constexpr std::int64_t kPrefill = 256;   // prompt tokens that go through the model at once
-constexpr std::int64_t kCacheStep = 64;  // cache lengths are multiples of this
+constexpr std::int64_t kPrefill = 256;     // prompt tokens that go through the model at once
+constexpr std::int64_t kCacheStep = 64;    // cache lengths are multiples of this
+constexpr std::chrono::seconds kGrace{1};  // for ranks to end or to come to where they wait, after another has failed
 
 Array numbers(std::vector<std::int64_t> shape, const std::vector<std::int64_t>& values) {
   Array array("int64", std::move(shape));
@@ -101,7 +103,10 @@ struct Chain::Parts {
 
   // Ranks at once, or in turn.
   void each(int begin, int end, const std::function<void(int)>& work) {
-    if (crew) return crew->call(begin, end, work);
+    if (crew) {
+      opener->prepare();
+      return crew->call(begin, end, work);
+    }
     for (int rank = begin; rank < end; ++rank) work(rank);
   }
 
@@ -123,7 +128,7 @@ struct Chain::Parts {
 
   void open_ranks() {
     sessions.resize(ranks.size());
-    if (opener->together()) crew = std::make_unique<Crew>(static_cast<int>(ranks.size()), [this] { opener->release(); });
+    if (opener->together()) crew = std::make_unique<Crew>(static_cast<int>(ranks.size()), kGrace, [this] { opener->release(); });
     each(0, static_cast<int>(ranks.size()), [this](int rank) {
       const Manifest& record = ranks[static_cast<std::size_t>(rank)];
       const Assembly& assembly = record.assembly;
@@ -230,28 +235,68 @@ std::vector<float> Chain::logits(std::span<const std::int64_t> token_ids) {
 }
 
 std::vector<std::int64_t> Chain::generate(std::span<const std::int64_t> token_ids, const Generation& options, const std::function<void(std::int64_t)>& each) {
-  parts_->check(token_ids, options.max_tokens);
-  Sampler sampler(options.sampling, 0);
-  std::vector<std::int64_t> tokens;
-  if (options.max_tokens == 0) return tokens;
-  const auto prompt = static_cast<std::int64_t>(token_ids.size());
-  Cache& latents = cache(1, prompt + options.max_tokens);
-  Array row;
-  for (std::int64_t begin = 0; begin < prompt; begin += kPrefill) {
-    const std::int64_t count = std::min(kPrefill, prompt - begin);
-    const bool last = begin + count == prompt;
-    const Array ids = numbers({1, count}, {token_ids.begin() + begin, token_ids.begin() + begin + count});
-    row = step(ids, numbers({1}, {begin}), numbers({1, 1}, {last ? count - 1 : 0}), latents);
+  const std::vector<std::vector<std::int64_t>> prompts{{token_ids.begin(), token_ids.end()}};
+  return generate_batch(prompts, options,
+                        [&](std::size_t, std::int64_t token) {
+                          if (each) each(token);
+                        })
+      .front();
+}
+
+std::vector<std::vector<std::int64_t>> Chain::generate_batch(std::span<const std::vector<std::int64_t>> prompts, const Generation& options,
+                                                             const std::function<void(std::size_t, std::int64_t)>& each) {
+  const std::size_t rows = prompts.size();
+  std::vector<std::vector<std::int64_t>> made(rows);
+  std::vector<Sampler> samplers;
+  std::vector<std::int64_t> lengths, tokens(rows);
+  for (const auto& prompt : prompts) {
+    parts_->check(prompt, options.max_tokens);
+    lengths.push_back(static_cast<std::int64_t>(prompt.size()));
+    samplers.emplace_back(options.sampling, samplers.size());
   }
+  if (options.max_tokens == 0 || prompts.empty()) return made;
+  const auto count = static_cast<std::int64_t>(rows);
   const auto& stops = manifest().eos;
+  Cache& latents = cache(count, *std::max_element(lengths.begin(), lengths.end()) + options.max_tokens);
+  Array logits = prefill(prompts, latents);
+  std::vector<char> alive(rows, 1);
   for (std::int64_t number = 0;; ++number) {
-    const std::int64_t token = sampler.next({row.as<float>(), row.size()});
-    if (!options.ignore_eos && std::find(stops.begin(), stops.end(), token) != stops.end()) return tokens;
-    tokens.push_back(token);
-    if (each) each(token);
-    if (number + 1 == options.max_tokens) return tokens;
-    row = step(numbers({1, 1}, {token}), numbers({1}, {prompt + number}), numbers({1, 1}, {0}), latents);
+    for (std::size_t row = 0; row < rows; ++row) {
+      const std::size_t vocab = logits.size() / rows;
+      tokens[row] = samplers[row].next({logits.as<float>() + row * vocab, vocab});
+      if (!options.ignore_eos && std::find(stops.begin(), stops.end(), tokens[row]) != stops.end()) alive[row] = 0;
+      if (!alive[row]) continue;
+      made[row].push_back(tokens[row]);
+      if (each) each(row, tokens[row]);
+    }
+    if (number + 1 == options.max_tokens || std::find(alive.begin(), alive.end(), 1) == alive.end()) return made;
+    logits = step(numbers({count, 1}, tokens), numbers({count}, lengths), Array("int64", {count, 1}), latents);
+    for (std::int64_t& length : lengths) ++length;
   }
+}
+
+Array Chain::prefill(std::span<const std::vector<std::int64_t>> prompts, Cache& cache) {
+  const auto rows = static_cast<std::int64_t>(prompts.size());
+  std::int64_t longest = 0;
+  for (const auto& prompt : prompts) longest = std::max(longest, static_cast<std::int64_t>(prompt.size()));
+  Array result("float32", {rows, manifest().vocab});
+  const std::size_t width = static_cast<std::size_t>(manifest().vocab);
+  for (std::int64_t begin = 0; begin < longest; begin += kPrefill) {
+    const std::int64_t count = std::min(kPrefill, longest - begin);
+    Array ids("int64", {rows, count}), select("int64", {rows, 1});  // padded on the right with zeros
+    std::vector<std::size_t> ending;
+    for (std::size_t row = 0; row < prompts.size(); ++row) {
+      const auto length = static_cast<std::int64_t>(prompts[row].size()), here = std::clamp<std::int64_t>(length - begin, 0, count);
+      std::copy_n(prompts[row].begin() + std::min(begin, length), here, ids.as<std::int64_t>() + static_cast<std::int64_t>(row) * count);
+      if (length <= begin || length > begin + count) continue;
+      select.as<std::int64_t>()[row] = here - 1;
+      ending.push_back(row);
+    }
+    const Array logits = step(ids, numbers({rows}, std::vector<std::int64_t>(prompts.size(), begin)), select, cache);
+    if (logits.size() != result.size()) throw Error("the engines gave logits of another size than their vocabulary's.", "Build them again.");
+    for (const std::size_t row : ending) std::copy_n(logits.as<float>() + row * width, width, result.as<float>() + row * width);
+  }
+  return result;
 }
 
 }  // namespace moetrt

@@ -4,7 +4,7 @@
 
 namespace moetrt {
 
-Crew::Crew(int ranks, std::function<void()> release) : release_(std::move(release)), waiting_(static_cast<std::size_t>(ranks), 0) {
+Crew::Crew(int ranks, std::chrono::milliseconds grace, std::function<void()> release) : grace_(grace), release_(std::move(release)), waiting_(static_cast<std::size_t>(ranks), 0) {
   threads_.reserve(waiting_.size());
   for (int rank = 0; rank < ranks; ++rank) threads_.emplace_back([this, rank] { serve(rank); });
 }
@@ -45,16 +45,17 @@ void Crew::serve(int rank) {
       failed(std::current_exception());
     }
     lock.lock();
-    if (--running_ == 0) done_.notify_all();
+    --running_;
+    done_.notify_all();
   }
 }
 
 void Crew::failed(std::exception_ptr failure) {
-  {
-    const std::lock_guard<std::mutex> lock(lock_);
-    if (failure_) return;
-    failure_ = std::move(failure);
-  }
+  std::unique_lock<std::mutex> lock(lock_);
+  if (failure_) return;
+  failure_ = std::move(failure);
+  if (done_.wait_for(lock, grace_, [&] { return running_ == 1; })) return;  // this rank is the last
+  lock.unlock();
   release_();
 }
 

@@ -1,6 +1,7 @@
 // A thread for each of several ranks, which do one thing at once and meet at its end.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <functional>
@@ -12,8 +13,9 @@ namespace moetrt {
 
 class Crew {
  public:
-  // `release`: called once when one of a call's ranks fails, from its thread, so that those that wait for it inside a graph go on.
-  Crew(int ranks, std::function<void()> release);
+  // `release`: called when one of a call's ranks has failed and others are still at work after `grace`: by then they wait for it inside their
+  // graphs, and must be let go. Not sooner: what they wait in is not to be taken from them while they are about to go in.
+  Crew(int ranks, std::chrono::milliseconds grace, std::function<void()> release);
   Crew(const Crew&) = delete;
   Crew& operator=(const Crew&) = delete;
   ~Crew();
@@ -26,6 +28,7 @@ class Crew {
   void serve(int rank);
   void failed(std::exception_ptr failure);
 
+  std::chrono::milliseconds grace_;
   std::function<void()> release_;
   std::mutex lock_;
   std::condition_variable told_, done_;

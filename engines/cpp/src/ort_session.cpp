@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <charconv>
 #include <cstring>
 #include <mutex>
 #include <optional>
@@ -13,6 +14,7 @@
 
 #include "cuda.hpp"
 #include "moetrt/error.hpp"
+#include "ports.hpp"
 
 namespace moetrt {
 namespace {
@@ -83,8 +85,13 @@ std::optional<Place> place_of(const Provider& provider) {
     const auto found = provider.options.find(name);
     return found == provider.options.end() ? usual : found->second;
   };
-  const auto memory = std::make_shared<cuda::DeviceMemory>(std::atoi(option("device_id", "0").c_str()));
-  return Place{"Cuda", std::atoi(option("device_id", "0").c_str()), [memory](std::byte* there, const std::byte* host, std::size_t bytes) { memory->write(there, host, bytes); },
+  int device = 0;
+  const std::string told = option("device_id", "0");
+  const auto [end, failed] = std::from_chars(told.data(), told.data() + told.size(), device);
+  if (failed != std::errc{} || end != told.data() + told.size() || device < 0)
+    throw Error("device_id is '" + told + "'; a CUDA device's number is expected.", "Build the engines again.");
+  const auto memory = std::make_shared<cuda::DeviceMemory>(device);
+  return Place{"Cuda", device, [memory](std::byte* there, const std::byte* host, std::size_t bytes) { memory->write(there, host, bytes); },
                [memory](std::byte* host, const std::byte* there, std::size_t bytes) { memory->read(host, there, bytes); }, option("enable_cuda_graph", "0") == "1"};
 }
 
@@ -150,42 +157,30 @@ class OrtSession : public Session {
 
   void open(const Manifest& rank, int threads, bool alone, const Provider& provider);
   Prepared& prepare(const std::vector<std::int64_t>& key, const Values& values, const Values& states);
-  void capture(Prepared& step, const std::map<std::string, std::int64_t>& sizes);
-  [[nodiscard]] std::vector<std::int64_t> key_of(const Values& values) const;
-  // Symbolic dimension → its size in these inputs.
-  [[nodiscard]] std::map<std::string, std::int64_t> measured(const Values& values) const;
-  [[nodiscard]] std::vector<std::int64_t> resolved(const Tensor& tensor, const std::map<std::string, std::int64_t>& sizes) const;
+  void capture(Prepared& step, const Sizes& sizes);
   [[nodiscard]] Ort::Value bound(const Array& array) const { return view(array, array.on_host() ? host_ : device_->info()); }
 
   Opening opening_;
-  std::string where_;
+  Ports ports_;
   bool captures_;
   Ort::MemoryInfo host_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   Ort::Session session_{nullptr};
   std::shared_ptr<SessionMemory> device_;
-  std::vector<const Tensor*> inputs_, results_;
-  std::map<std::string, std::string> states_;
   std::map<std::vector<std::int64_t>, Prepared> prepared_;
   std::uint64_t bound_to_ = 0;
   int graphs_ = 0;
 };
 
 OrtSession::OrtSession(const Opening& opening, const Manifest& rank, int threads, std::optional<Place> place)
-    : opening_(opening), where_(opening.graph.string()), captures_(place && place->captures) {
+    : opening_(opening), ports_(opening_.signature, opening.graph.string()), captures_(place && place->captures) {
   Runtime::open();
-  for (const State& state : opening_.signature.states) states_[state.input] = state.output;
-  const auto is_state_output = [&](const std::string& name) { return std::any_of(states_.begin(), states_.end(), [&](const auto& state) { return state.second == name; }); };
-  for (const Tensor& input : opening_.signature.inputs)
-    if (!states_.count(input.name)) inputs_.push_back(&input);
-  for (const Tensor& output : opening_.signature.outputs)
-    if (!is_state_output(output.name)) results_.push_back(&output);
   const Provider provider = rank.providers.empty() ? Provider{kCpu, {}} : rank.providers.front();
   require(provider);
   try {
     open(rank, threads, opening.alone, provider);
     if (place) device_ = std::make_shared<SessionMemory>(session_, std::move(*place));
   } catch (const Ort::Exception& cause) {
-    throw Error("ONNX Runtime cannot open " + where_ + ": " + cause.what(), "bf16 graphs build for TensorRT; on a CPU export with --precision fp32.");
+    throw Error("ONNX Runtime cannot open " + ports_.where + ": " + cause.what(), "bf16 graphs build for TensorRT; on a CPU export with --precision fp32.");
   }
 }
 
@@ -198,24 +193,23 @@ void OrtSession::open(const Manifest& rank, int threads, bool alone, const Provi
   for (const auto& [name, value] : rank.config) options.AddConfigEntry(name.c_str(), value.c_str());
   if (!alone) options.AddConfigEntry("session.intra_op.allow_spinning", "0");
   if (provider.name == kCuda) add_cuda(options, provider);
-  session_ = Ort::Session(environment(), where_.c_str(), options);
+  session_ = Ort::Session(environment(), ports_.where.c_str(), options);
 }
 
 OrtSession::Prepared& OrtSession::prepare(const std::vector<std::int64_t>& key, const Values& values, const Values& states) {
   const auto there = prepared_.find(key);
   if (there != prepared_.end()) return there->second;
   Prepared made{Ort::IoBinding(session_), {}, {}, Ort::RunOptions()};
-  for (const auto& [input, output] : states_) {
-    const auto buffer = states.find(input);
-    if (buffer == states.end()) throw Error(where_ + " reads the state '" + input + "', which the cache lacks.");
-    made.binding.BindInput(input.c_str(), bound(buffer->second));
-    made.binding.BindOutput(output.c_str(), bound(buffer->second));
+  for (const auto& [input, output] : ports_.states) {
+    const Array& buffer = ports_.state(input, states);
+    made.binding.BindInput(input.c_str(), bound(buffer));
+    made.binding.BindOutput(output.c_str(), bound(buffer));
   }
-  const std::map<std::string, std::int64_t> sizes = measured(values);
-  for (const Tensor* result : results_) {
+  const Sizes sizes = ports_.sizes(values);
+  for (const Tensor* result : ports_.results) {
     // A captured step has nothing of the host's among what it writes.
     const bool here = !device_ || (!captures_ && opening_.hosted.count(result->name));
-    Array array(result->dtype, resolved(*result, sizes), here ? nullptr : device_);
+    Array array(result->dtype, ports_.shape(*result, sizes), here ? nullptr : device_);
     made.binding.BindOutput(result->name.c_str(), bound(array));
     made.results.emplace(result->name, std::move(array));
   }
@@ -224,53 +218,16 @@ OrtSession::Prepared& OrtSession::prepare(const std::vector<std::int64_t>& key, 
 }
 
 // Steps of one token get places for their inputs, and a graph's number; longer ones run kernel by kernel.
-void OrtSession::capture(Prepared& step, const std::map<std::string, std::int64_t>& sizes) {
-  const auto is_one = [&](const char* name) {
-    const auto size = sizes.find(name);
-    return size == sizes.end() || size->second <= 1;
-  };
-  if (!is_one("tokens") || !is_one("selected")) {
+void OrtSession::capture(Prepared& step, const Sizes& sizes) {
+  if (!Ports::is_one_token(sizes)) {
     step.options.AddConfigEntry(kGraph, kEager);
     return;
   }
-  for (const Tensor* input : inputs_) {
-    const Array& place = step.inputs.emplace(input->name, Array(input->dtype, resolved(*input, sizes), device_)).first->second;
+  for (const Tensor* input : ports_.inputs) {
+    const Array& place = step.inputs.emplace(input->name, Array(input->dtype, ports_.shape(*input, sizes), device_)).first->second;
     step.binding.BindInput(input->name.c_str(), bound(place));
   }
   step.options.AddConfigEntry(kGraph, std::to_string(++graphs_).c_str());
-}
-
-std::map<std::string, std::int64_t> OrtSession::measured(const Values& values) const {
-  std::map<std::string, std::int64_t> sizes;
-  for (const Tensor* input : inputs_) {
-    const auto& shape = values.at(input->name).shape();
-    for (std::size_t axis = 0; axis < shape.size() && axis < input->shape.size(); ++axis)
-      if (const auto* name = std::get_if<std::string>(&input->shape[axis])) sizes[*name] = shape[axis];
-  }
-  return sizes;
-}
-
-std::vector<std::int64_t> OrtSession::resolved(const Tensor& tensor, const std::map<std::string, std::int64_t>& sizes) const {
-  std::vector<std::int64_t> shape;
-  for (const Dim& dim : tensor.shape) {
-    const auto* name = std::get_if<std::string>(&dim);
-    const auto size = name ? sizes.find(*name) : sizes.end();
-    if (name && size == sizes.end()) throw Error(where_ + " makes " + tensor.name + ", whose dimension '" + *name + "' no input has.");
-    shape.push_back(name ? size->second : std::get<std::int64_t>(dim));
-  }
-  return shape;
-}
-
-std::vector<std::int64_t> OrtSession::key_of(const Values& values) const {
-  std::vector<std::int64_t> key;
-  for (const Tensor* input : inputs_) {
-    const auto found = values.find(input->name);
-    if (found == values.end()) throw Error(where_ + " reads " + input->name + ", which nothing before it makes.", "The schedule is damaged; build it again.");
-    if (found->second.dtype() != input->dtype || found->second.shape().size() != input->shape.size())
-      throw Error(where_ + " reads " + input->name + ", which is of another dtype or rank.", "The schedule is damaged; build it again.");
-    key.insert(key.end(), found->second.shape().begin(), found->second.shape().end());
-  }
-  return key;
 }
 
 void OrtSession::run(Values& values, const States& states) {
@@ -278,10 +235,10 @@ void OrtSession::run(Values& values, const States& states) {
     prepared_.clear();
     bound_to_ = states.id;
   }
-  const std::vector<std::int64_t> key = key_of(values);
+  const std::vector<std::int64_t> key = ports_.key(values);
   try {
     Prepared& step = prepare(key, values, states.buffers);
-    for (const Tensor* input : inputs_) {
+    for (const Tensor* input : ports_.inputs) {
       const Array& value = values.at(input->name);
       const auto place = step.inputs.find(input->name);
       if (place == step.inputs.end())
@@ -292,7 +249,7 @@ void OrtSession::run(Values& values, const States& states) {
     session_.Run(step.options, step.binding);
     for (const auto& [name, array] : step.results) values[name] = array;
   } catch (const Ort::Exception& cause) {
-    throw Error(where_ + " cannot run: " + cause.what());
+    throw Error(ports_.where + " cannot run: " + cause.what());
   }
 }
 

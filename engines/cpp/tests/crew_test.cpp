@@ -12,7 +12,7 @@
 using namespace moetrt;
 
 TEST_CASE("ranks work at once, each always on its own thread") {
-  Crew crew(4, [] {});
+  Crew crew(4, std::chrono::seconds(1), [] {});
   std::barrier met(4);
   std::vector<std::thread::id> first(4), again(4);
   for (auto* seen : {&first, &again})
@@ -25,7 +25,7 @@ TEST_CASE("ranks work at once, each always on its own thread") {
 }
 
 TEST_CASE("only those that are called work") {
-  Crew crew(4, [] {});
+  Crew crew(4, std::chrono::seconds(1), [] {});
   std::vector<int> calls(4, 0);
   for (int times = 0; times < 100; ++times) crew.call(2, 4, [&](int rank) { ++calls[static_cast<std::size_t>(rank)]; });
   CHECK(calls == std::vector<int>{0, 0, 100, 100});
@@ -34,7 +34,7 @@ TEST_CASE("only those that are called work") {
 TEST_CASE("one that fails releases those that wait for it, and it is what is told") {
   std::atomic<bool> released{false};
   std::atomic<int> releases{0};
-  Crew crew(3, [&] {
+  Crew crew(3, std::chrono::milliseconds(1), [&] {
     ++releases;
     released = true;
     released.notify_all();
@@ -56,4 +56,11 @@ TEST_CASE("one that fails releases those that wait for it, and it is what is tol
   int lives = 0;
   crew.call(0, 1, [&](int) { ++lives; });
   CHECK(lives == 1);
+}
+
+TEST_CASE("where all fail alike, nobody is released") {
+  int releases = 0;
+  Crew crew(3, std::chrono::seconds(20), [&] { ++releases; });
+  CHECK_THROWS_WITH(crew.call(0, 3, [](int) { throw std::runtime_error("too many tokens"); }), "too many tokens");
+  CHECK(releases == 0);
 }

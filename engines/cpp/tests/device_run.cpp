@@ -1,5 +1,6 @@
 // device_run ENGINES LIBRARY LOGITS captured|eager IDS: engines on a CPU whose values lie in what is treated as a device's memory, which the host
-// reaches by copies alone. Writes the prompt's logits to a file; prints the tokens of short and of long requests, which have caches of their own.
+// reaches by copies alone. Writes the prompt's logits to a file; prints the tokens of short and of long requests,
+// which have caches of their own, and of three rows at once.
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -26,6 +27,11 @@ int main(int count, char** words) {
     std::ofstream(words[3], std::ios::binary).write(reinterpret_cast<const char*>(logits.data()), static_cast<std::streamsize>(logits.size() * sizeof(float)));
     for (const std::int64_t tokens : {4, 80, 4}) {
       for (const std::int64_t token : chain.generate(prompt, {.max_tokens = tokens, .sampling = {}, .ignore_eos = true})) std::cout << token << " ";
+      std::cout << "\n";
+    }
+    const std::vector<std::vector<std::int64_t>> prompts{prompt, {prompt.begin(), prompt.begin() + 3}, {prompt.rbegin(), prompt.rend()}};
+    for (const auto& row : chain.generate_batch(prompts, {.max_tokens = 12, .sampling = {}, .ignore_eos = false})) {
+      for (const std::int64_t token : row) std::cout << token << " ";
       std::cout << "\n";
     }
     return 0;

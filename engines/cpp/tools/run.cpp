@@ -19,7 +19,7 @@ namespace {
 
 constexpr const char* kUsage =
     "Usage: moetrt-run ENGINES --token-ids IDS [OPTIONS]\n\n"
-    "  Generate tokens with ENGINES for ONNX Runtime on a CPU, all ranks in this process.\n\n"
+    "  Generate tokens with ENGINES, all ranks in this process.\n\n"
     "Options:\n"
     "  --token-ids IDS      Token ids to go on from, such as 5,9,2.\n"
     "  --max-tokens TOKENS  New tokens at most.  [default: 64]\n"
@@ -145,7 +145,7 @@ int main(int count, char** words) {
       std::cout << kUsage;
       return 0;
     }
-    moetrt::Runtime::open(request.onnxruntime);
+    if (!request.onnxruntime.empty()) moetrt::Runtime::open(request.onnxruntime);  // else when the engines turn out to need it
     moetrt::Chain chain = moetrt::Chain::load(request.engines, request.threads);
     request.logits.empty() ? generate(request, chain) : write_logits(request, chain);
     return 0;

@@ -50,6 +50,11 @@ class Chain {
   // :param each: called with each token as soon as it is known.
   std::vector<std::int64_t> generate(std::span<const std::int64_t> token_ids, const Generation& options = {}, const std::function<void(std::int64_t)>& each = {});
 
+  // New tokens of each of several prompts, which may differ in length; each row is what it would be alone.
+  // :param each: called with a row and its next token, row by row, as soon as they are known.
+  std::vector<std::vector<std::int64_t>> generate_batch(std::span<const std::vector<std::int64_t>> prompts, const Generation& options = {},
+                                                        const std::function<void(std::size_t, std::int64_t)>& each = {});
+
   // Logits of the selected new tokens, whose latents the cache holds afterwards.
   // :param token_ids: int64 (batch, tokens), rows padded on the right. :param start: int64 (batch). :param select: int64 (batch, selected)
   // :returns: float32 (batch, selected, vocab); the next step writes over it.
@@ -62,6 +67,8 @@ class Chain {
 
  private:
   struct Parts;
+  // Logits after each prompt's last token. *Shape:* float32 (rows, vocab)
+  Array prefill(std::span<const std::vector<std::int64_t>> prompts, Cache& cache);
   explicit Chain(std::unique_ptr<Parts> parts);
   std::unique_ptr<Parts> parts_;
 };

@@ -66,6 +66,9 @@ class Opener {
   // Whether the ranks of a stage meet inside their graphs: then each has a thread of its own, which opens and runs what is its rank's.
   [[nodiscard]] virtual bool together() const { return false; }
 
+  // Called before ranks that meet are set to work: makes anew what an earlier failure has spoiled.
+  virtual void prepare() {}
+
   // Lets ranks go on that wait for one which failed. Called from another thread than theirs.
   virtual void release() noexcept {}
 };
