@@ -7,6 +7,8 @@ PROMPTS   ?= $(MODEL)/prompts.txt
 HELDOUT   ?= $(MODEL)/prompts-heldout.txt
 PROMPT    ?= The nice thing about computers is
 PYTHON    ?= python3
+# TensorRT's folder; where none is given its session and plugins are compiled by headers of 10.14, which a Python wheel has.
+TENSORRT_ROOT ?=
 # More options of benchmarks/speed.py, such as --get-llama-cpp.
 SPEED     ?=
 
@@ -24,11 +26,12 @@ TABLE    := $(OUT)/calibration.json
 MEASURE  := $(if $(HALF),,$(if $(wildcard $(HELDOUT)),--held-out $(HELDOUT)))
 CPP       = $(shell find engines/cpp examples/cpp -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 BIN      := .venv/bin
+HEADERS   = -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include -DTENSORRT_ROOT=$(or $(abspath $(TENSORRT_ROOT)),$$([ -f build/tensorrt-headers/.ready ] && echo $(CURDIR)/build/tensorrt-headers))
 READY    := .venv/.ready
 # Every backend that installs here; asked only when a recipe needs it.
 BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx)
 
-.PHONY: setup graphs calibration quantized engine engines compare cpp cpp-sanitized cpp-lint test bench lint help
+.PHONY: setup graphs calibration quantized engine engines compare cpp cpp-sanitized cpp-lint cpp-tensorrt test bench lint help
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -64,21 +67,27 @@ engines: $(if $(SCHEME),calibration,graphs) ## Export MODEL, quantise it, build 
 compare: engines ## Engines against transformers, with a page of what was seen; against TensorRT's plans without running them
 	$(BIN)/moetrt compare $(MODEL) $(ENGINES)/ort --prompts $(HELDOUT) --report $(OUT)/report.html
 	@if [ -d $(ENGINES)/tensorrt-rtx ]; then $(BIN)/moetrt compare $(ENGINES)/ort $(ENGINES)/tensorrt-rtx --build-only; fi
-	@echo "Running TensorRT's engines: skipped, it needs a CUDA device and a TensorRT session, which does not exist yet."
+	@echo "Running TensorRT's engines: skipped, it needs a CUDA device; Python has no session for them, C++ has (docs/cpp.md)."
 
 cpp: ## Build the C++ runtime in build/cpp and run its own tests (headers come from Debian packages)
 	engines/cpp/dependencies.sh build/cpp-headers
-	cmake -S engines/cpp -B build/cpp -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include
+	$(if $(TENSORRT_ROOT),,PYTHON=$(PYTHON) engines/cpp/tensorrt-headers.sh build/tensorrt-headers || echo "TensorRT's headers cannot be had: its session and plugins are left out." >&2)
+	cmake -S engines/cpp -B build/cpp $(HEADERS)
 	cmake --build build/cpp --parallel 2
 	ctest --test-dir build/cpp --output-on-failure
 
 cpp-sanitized: cpp ## The same under the address and undefined-behaviour sanitizers, in build/cpp-sanitized
-	cmake -S engines/cpp -B build/cpp-sanitized -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include -DMOETRT_SANITIZE=address,undefined
+	cmake -S engines/cpp -B build/cpp-sanitized $(HEADERS) -DMOETRT_CUDA=OFF -DMOETRT_SANITIZE=address,undefined
 	cmake --build build/cpp-sanitized --parallel 2
 	ctest --test-dir build/cpp-sanitized --output-on-failure
 
 cpp-lint: setup cpp ## Check the C++ runtime and its program by clang-tidy (engines/cpp/.clang-tidy); warnings are errors
 	$(BIN)/run-clang-tidy.py -clang-tidy-binary $(BIN)/clang-tidy -config-file engines/cpp/.clang-tidy -p build/cpp -j 2 -quiet -hide-progress '/engines/cpp/(src|tools)/.*[.]cpp$$'
+
+cpp-tensorrt: cpp ## TensorRT's session against libraries that stand for TensorRT's, under the thread sanitizer, in build/cpp-tensorrt
+	cmake -S engines/cpp -B build/cpp-tensorrt $(HEADERS) -DMOETRT_CUDA=OFF -DMOETRT_SANITIZE=thread
+	cmake --build build/cpp-tensorrt --parallel 2 --target moetrt-tensorrt-tests
+	ctest --test-dir build/cpp-tensorrt --output-on-failure -R tensorrt
 
 test: setup ## Run the tests
 	$(BIN)/python -m pytest

@@ -11,7 +11,7 @@ from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.config import ModelConfig
 from exporter.plan.evidence import Table
-from exporter.plan.manifest import MANIFEST, EngineRank, GraphsRank, Quantization, RankSet
+from exporter.plan.manifest import MANIFEST, EngineRank, GraphsRank, Quantization, RankSet, short
 
 from ..backends import BACKENDS
 from .found import Found, Inspection, without_repeats
@@ -250,6 +250,8 @@ def _notes(ranks: Ranks) -> Iterator[str]:
     if isinstance(first, EngineRank):
         yield from BACKENDS[first.backend].capabilities.notes if first.backend in BACKENDS else ()
         yield from (f"{what}: {first.options[what]}" for what in ("fast", "experimental") if first.options.get(what))
+        if needed := first.options.get("plugins"):
+            yield f"needs {needed['library']}, plugins of version {needed['version']}, sha256 {short(needed['sha256'])}, to run"
 
 
 def model_of(config: ModelConfig) -> str:

@@ -197,8 +197,13 @@ def test_the_c_interface_gives_the_same_logits(engines, tmp_path):
     assert calls.moetrt_load(str(folder).encode(), 0, ctypes.byref(chain)) == 0, calls.moetrt_error()
     ids, logits = np.array(PROMPT, np.int64), np.zeros((len(PROMPT), calls.moetrt_vocab(chain)), np.float32)
     assert calls.moetrt_logits(chain, ids.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(len(ids)), logits.ctypes.data_as(ctypes.c_void_p)) == 0, calls.moetrt_error()
-    calls.moetrt_close(chain)
     assert logits.tobytes() == python_logits(folder)
+    with load(folder) as python:
+        for count in (4, 80, 4):  # caches of their own: nothing is bound to one that is gone
+            tokens, made = (ctypes.c_int64 * count)(), ctypes.c_size_t()
+            assert calls.moetrt_generate(chain, ids.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(len(ids)), ctypes.c_int64(count), 1, tokens, ctypes.byref(made)) == 0
+            assert list(tokens)[: made.value] == python.generate(PROMPT, max_tokens=count, ignore_eos=True)
+    calls.moetrt_close(chain)
 
 
 SANITIZED = PROGRAM.parents[1] / "cpp-sanitized/moetrt-run"

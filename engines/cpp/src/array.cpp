@@ -1,5 +1,6 @@
 #include "moetrt/array.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdlib>
@@ -30,16 +31,36 @@ void require_alike(const std::vector<Array>& parts) {
 
 }  // namespace
 
-Array::Array(const std::string& dtype, std::vector<std::int64_t> shape) : dtype_(dtype), shape_(std::move(shape)), size_(1), item_(item_bytes(dtype)) {
+Array::Array(const std::string& dtype, std::vector<std::int64_t> shape, std::shared_ptr<Memory> memory)
+    : dtype_(dtype), shape_(std::move(shape)), size_(1), item_(item_bytes(dtype)), memory_(std::move(memory)) {
   for (const std::int64_t dim : shape_) {
     if (dim < 0 || (dim > 0 && size_ > std::numeric_limits<std::size_t>::max() / 16 / static_cast<std::size_t>(dim))) throw Error("an array of " + dtype + " is too large.");
     size_ *= static_cast<std::size_t>(dim);
   }
+  if (memory_) {
+    data_ = memory_->allocate(std::max<std::size_t>(bytes(), 1));
+    return;
+  }
   const std::size_t room = (bytes() + kAlignment) / kAlignment * kAlignment;
-  auto* memory = static_cast<std::byte*>(std::aligned_alloc(kAlignment, room));
-  if (!memory) throw Error("there is no memory for an array of " + std::to_string(bytes()) + " bytes.", "Ask for fewer tokens or rows.");
-  std::memset(memory, 0, room);
-  data_ = std::shared_ptr<std::byte>(memory, std::free);
+  auto* made = static_cast<std::byte*>(std::aligned_alloc(kAlignment, room));
+  if (!made) throw Error("there is no memory for an array of " + std::to_string(bytes()) + " bytes.", "Ask for fewer tokens or rows.");
+  std::memset(made, 0, room);
+  data_ = std::shared_ptr<std::byte>(made, std::free);
+}
+
+Array Array::host() const {
+  if (on_host()) return *this;
+  Array copy(dtype_, shape_);
+  memory_->read(copy.data(), data(), bytes());
+  return copy;
+}
+
+void Array::fill(const Array& from) const {
+  if (from.dtype() != dtype_ || from.size() != size_ || !from.on_host()) throw Error("an array of " + dtype_ + " cannot be filled from one of another dtype, size or place.");
+  if (on_host())
+    std::memcpy(data(), from.data(), bytes());
+  else
+    memory_->write(data(), from.data(), bytes());
 }
 
 Array all_reduce(const std::vector<Array>& parts) {

@@ -1,18 +1,23 @@
 #include "moetrt/chain.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstring>
 #include <optional>
+#include <set>
 #include <thread>
 
+#include "backends.hpp"
+#include "crew.hpp"
 #include "moetrt/error.hpp"
 
 namespace moetrt {
 namespace {
 
-constexpr std::int64_t kPrefill = 256;   // prompt tokens that go through the model at once
-constexpr std::int64_t kCacheStep = 64;  // cache lengths are multiples of this
-constexpr const char* kProvider = "CPUExecutionProvider";
+constexpr std::int64_t kPrefill = 256;     // prompt tokens that go through the model at once
+constexpr std::int64_t kCacheStep = 64;    // cache lengths are multiples of this
+constexpr std::chrono::seconds kGrace{1};  // for ranks to end or to come to where they wait, after another has failed
 
 Array numbers(std::vector<std::int64_t> shape, const std::vector<std::int64_t>& values) {
   Array array("int64", std::move(shape));
@@ -26,14 +31,45 @@ Array range(std::int64_t count) {
   return array;
 }
 
+// Results that the host reads: logits, and what other ranks get.
+std::set<std::string> hosted(const Assembly& assembly) {
+  const std::vector<std::string> sent = assembly.sent();
+  std::set<std::string> names(sent.begin(), sent.end());
+  names.insert("logits");
+  for (const Step& step : assembly.steps) {
+    if (const auto* reduce = std::get_if<AllReduce>(&step)) names.insert(reduce->value);
+    if (const auto* gather = std::get_if<AllGather>(&step)) names.insert(gather->value);
+  }
+  return names;
+}
+
+// Whether the caches' length is that of the requests; else it is built in.
+bool stretches(const Assembly& assembly) {
+  for (const auto& [launch, signature] : assembly.signatures)
+    for (const Tensor& input : signature.inputs)
+      if (std::find(input.shape.begin(), input.shape.end(), Dim("context")) != input.shape.end()) return true;
+  return false;
+}
+
+void require_one_schedule(const std::vector<Manifest>& ranks) {
+  for (const Manifest& rank : ranks) {
+    const auto& steps = rank.assembly.steps;
+    const auto& mate = ranks[static_cast<std::size_t>(rank.rank - rank.rank % rank.tensor)].assembly.steps;
+    if (steps.size() != mate.size() || !std::equal(steps.begin(), steps.end(), mate.begin(), [](const Step& one, const Step& other) { return one.index() == other.index(); }))
+      throw Error(rank.folder.string() + " has another schedule than the ranks of its stage.", "Build the ranks of one set from one set of graphs.");
+  }
+}
+
 }  // namespace
 
 struct Chain::Parts {
   std::vector<Manifest> ranks;
-  std::vector<std::map<std::string, Session>> sessions;  // rank → launch → session; none where the ranks are joined
-  std::optional<Session> joined;
+  std::unique_ptr<Opener> opener;
+  std::vector<std::map<std::string, std::unique_ptr<Session>>> sessions;  // rank → launch → session; none where the ranks are joined
+  std::unique_ptr<Session> joined;
   std::string joined_logits;  // what the joined graph calls them
   std::optional<Cache> kept;
+  std::unique_ptr<Crew> crew;  // threads of the ranks, where these meet inside their graphs; they end before what they use
 
   [[nodiscard]] const Manifest& first() const { return ranks.front(); }
 
@@ -55,16 +91,51 @@ struct Chain::Parts {
   void walk_stage(int stage, std::vector<Values>& values, Cache& cache) {
     const int tensor = first().tensor, begin = stage * tensor;
     const auto& steps = ranks[begin].assembly.steps;
-    for (std::size_t place = 0; place < steps.size(); ++place)
-      for (int rank = begin; rank < begin + tensor; ++rank) {
-        const Step& step = ranks[rank].assembly.steps[place];
-        if (const auto* launch = std::get_if<Launch>(&step))
-          sessions[rank].at(launch->graph).run(values[rank], cache.ranks.at(rank));
-        else if (rank == begin && !std::holds_alternative<Send>(step) && !std::holds_alternative<Receive>(step))
-          join(place, begin, values);
-      }
+    for (std::size_t place = 0; place < steps.size(); ++place) {
+      if (std::holds_alternative<Launch>(steps[place]))
+        each(begin, begin + tensor, [&](int rank) { sessions[rank].at(std::get<Launch>(ranks[rank].assembly.steps[place]).graph)->run(values[rank], cache.ranks.at(rank)); });
+      else
+        join(place, begin, values);
+    }
     for (int rank = begin; rank < begin + tensor; ++rank)
       for (const std::string& name : ranks[rank].assembly.sent()) values[rank + tensor][name] = found(values[rank], name);
+  }
+
+  // Ranks at once, or in turn.
+  void each(int begin, int end, const std::function<void(int)>& work) {
+    if (crew) {
+      opener->prepare();
+      return crew->call(begin, end, work);
+    }
+    for (int rank = begin; rank < end; ++rank) work(rank);
+  }
+
+  static std::unique_ptr<Parts> open(const std::filesystem::path& folder, std::vector<Manifest> ranks, std::unique_ptr<Opener> opener, bool joined) {
+    require_one_schedule(ranks);
+    auto made = std::make_unique<Parts>();
+    made->ranks = std::move(ranks);
+    made->opener = std::move(opener);
+    const std::optional<Joined> whole = joined && made->ranks.size() > 1 ? Joined::find(folder, made->ranks) : std::nullopt;
+    whole ? made->open_joined(*whole) : made->open_ranks();
+    return made;
+  }
+
+  void open_joined(const Joined& whole) {
+    for (const Tensor& output : whole.signature.outputs)
+      if (std::none_of(whole.signature.states.begin(), whole.signature.states.end(), [&](const State& state) { return state.output == output.name; })) joined_logits = output.name;
+    joined = opener->open({whole.graph, whole.signature, {joined_logits}, true}, first());
+  }
+
+  void open_ranks() {
+    sessions.resize(ranks.size());
+    if (opener->together()) crew = std::make_unique<Crew>(static_cast<int>(ranks.size()), kGrace, [this] { opener->release(); });
+    each(0, static_cast<int>(ranks.size()), [this](int rank) {
+      const Manifest& record = ranks[static_cast<std::size_t>(rank)];
+      const Assembly& assembly = record.assembly;
+      for (const auto& [launch, file] : assembly.graphs)
+        sessions[static_cast<std::size_t>(rank)].emplace(
+            launch, opener->open({record.folder / file, assembly.signatures.at(launch), hosted(assembly), assembly.graphs.size() == 1}, record));
+    });
   }
 
   static const Array& found(const Values& values, const std::string& name) {
@@ -83,7 +154,7 @@ struct Chain::Parts {
 
   [[nodiscard]] std::vector<Array> gathered(const std::string& name, int begin, const std::vector<Values>& values) const {
     std::vector<Array> parts;
-    for (int rank = begin; rank < begin + first().tensor; ++rank) parts.push_back(found(values[rank], name));
+    for (int rank = begin; rank < begin + first().tensor; ++rank) parts.push_back(found(values[rank], name).host());
     return parts;
   }
 
@@ -97,46 +168,30 @@ Chain::Chain(Chain&&) noexcept = default;
 Chain::~Chain() = default;
 
 Chain Chain::load(const std::filesystem::path& folder, int threads) {
-  auto parts = std::make_unique<Parts>();
-  parts->ranks = Manifest::read_set(folder);
+  std::vector<Manifest> ranks = Manifest::read_set(folder);
   const int cores = threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  for (const Manifest& rank : parts->ranks) {
-    if (rank.backend != "ort" || (!rank.providers.empty() && rank.providers.front() != kProvider))
-      throw Error(rank.folder.string() + " holds engines of " + rank.backend + ", which this runtime cannot run: it has ONNX Runtime on a CPU alone.",
-                  "Build with --backend ort to run here.");
-    const auto& steps = rank.assembly.steps;
-    const auto& mate = parts->ranks[static_cast<std::size_t>(rank.rank - rank.rank % rank.tensor)].assembly.steps;
-    if (steps.size() != mate.size() || !std::equal(steps.begin(), steps.end(), mate.begin(), [](const Step& one, const Step& other) { return one.index() == other.index(); }))
-      throw Error(rank.folder.string() + " has another schedule than the ranks of its stage.", "Build the ranks of one set from one set of graphs.");
-  }
-  const std::optional<Joined> joined = parts->ranks.size() > 1 ? Joined::find(folder, parts->ranks) : std::nullopt;
-  if (joined) {
-    for (const Tensor& output : joined->signature.outputs) {
-      const auto& states = joined->signature.states;
-      if (std::none_of(states.begin(), states.end(), [&](const State& state) { return state.output == output.name; })) parts->joined_logits = output.name;
-    }
-    parts->joined.emplace(joined->graph, joined->signature, parts->first(), cores, true);
-    return Chain(std::move(parts));
-  }
-  for (const Manifest& rank : parts->ranks) {
-    const Assembly& assembly = rank.assembly;
-    std::map<std::string, Session> opened;
-    for (const auto& [launch, file] : assembly.graphs)
-      opened.emplace(launch, Session(rank.folder / file, assembly.signatures.at(launch), rank, cores, assembly.graphs.size() == 1));
-    parts->sessions.push_back(std::move(opened));
-  }
-  return Chain(std::move(parts));
+  std::unique_ptr<Opener> opener = find_opener(ranks, cores);
+  const bool joined = ranks.front().backend == "ort";
+  return Chain(Parts::open(folder, std::move(ranks), std::move(opener), joined));
+}
+
+Chain Chain::load(const std::filesystem::path& folder, std::unique_ptr<Opener> opener, bool joined) {
+  return Chain(Parts::open(folder, Manifest::read_set(folder), std::move(opener), joined));
 }
 
 const Manifest& Chain::manifest() const { return parts_->first(); }
 
 Cache& Chain::cache(std::int64_t batch, std::int64_t tokens) {
-  const std::int64_t context = std::min((tokens + kCacheStep - 1) / kCacheStep * kCacheStep, manifest().max_context);
+  static std::atomic<std::uint64_t> ids{0};
+  const std::int64_t most = manifest().max_context, wanted = std::min((tokens + kCacheStep - 1) / kCacheStep * kCacheStep, most);
+  const std::int64_t context = stretches(manifest().assembly) ? wanted : most;
   std::optional<Cache>& kept = parts_->kept;
   if (kept && kept->batch == batch && kept->context == context) return *kept;
-  kept.emplace(Cache{batch, context, {}, {}});
+  kept.reset();  // before there is another: both might be too much
+  Cache made{batch, context, {}, {++ids, {}}};
   for (const Manifest& rank : parts_->ranks) {
-    Values& buffers = kept->ranks[rank.rank];
+    States& states = made.ranks[rank.rank];
+    states.id = ++ids;
     for (const auto& [launch, signature] : rank.assembly.signatures)
       for (const State& state : signature.states) {
         const auto tensor = std::find_if(signature.inputs.begin(), signature.inputs.end(), [&](const Tensor& one) { return one.name == state.input; });
@@ -145,23 +200,23 @@ Cache& Chain::cache(std::int64_t batch, std::int64_t tokens) {
           const auto* name = std::get_if<std::string>(&dim);
           shape.push_back(!name ? std::get<std::int64_t>(dim) : *name == "batch" ? batch : context);
         }
-        const Array buffer(tensor->dtype, shape);
-        buffers.emplace(state.input, buffer);
-        kept->joined.emplace("rank." + std::to_string(rank.rank) + "/" + state.input, buffer);
+        const Array buffer(tensor->dtype, shape, parts_->joined ? parts_->joined->memory() : parts_->sessions[static_cast<std::size_t>(rank.rank)].at(launch)->memory());
+        states.buffers.emplace(state.input, buffer);
+        made.joined.buffers.emplace("rank." + std::to_string(rank.rank) + "/" + state.input, buffer);
       }
   }
-  return *kept;
+  return kept.emplace(std::move(made));
 }
 
 Array Chain::step(const Array& token_ids, const Array& start, const Array& select, Cache& cache) {
   Values given{{"token_ids", token_ids}, {"start", start}, {"select", select}};
   if (parts_->joined) {
     parts_->joined->run(given, cache.joined);
-    return Parts::found(given, parts_->joined_logits);
+    return Parts::found(given, parts_->joined_logits).host();
   }
   std::vector<Values> values(parts_->ranks.size(), given);
   for (int stage = 0; stage < manifest().pipeline; ++stage) parts_->walk_stage(stage, values, cache);
-  return Parts::found(values.back(), "logits");
+  return Parts::found(values.back(), "logits").host();
 }
 
 std::vector<float> Chain::logits(std::span<const std::int64_t> token_ids) {
@@ -180,28 +235,68 @@ std::vector<float> Chain::logits(std::span<const std::int64_t> token_ids) {
 }
 
 std::vector<std::int64_t> Chain::generate(std::span<const std::int64_t> token_ids, const Generation& options, const std::function<void(std::int64_t)>& each) {
-  parts_->check(token_ids, options.max_tokens);
-  Sampler sampler(options.sampling, 0);
-  std::vector<std::int64_t> tokens;
-  if (options.max_tokens == 0) return tokens;
-  const auto prompt = static_cast<std::int64_t>(token_ids.size());
-  Cache& latents = cache(1, prompt + options.max_tokens);
-  Array row;
-  for (std::int64_t begin = 0; begin < prompt; begin += kPrefill) {
-    const std::int64_t count = std::min(kPrefill, prompt - begin);
-    const bool last = begin + count == prompt;
-    const Array ids = numbers({1, count}, {token_ids.begin() + begin, token_ids.begin() + begin + count});
-    row = step(ids, numbers({1}, {begin}), numbers({1, 1}, {last ? count - 1 : 0}), latents);
+  const std::vector<std::vector<std::int64_t>> prompts{{token_ids.begin(), token_ids.end()}};
+  return generate_batch(prompts, options,
+                        [&](std::size_t, std::int64_t token) {
+                          if (each) each(token);
+                        })
+      .front();
+}
+
+std::vector<std::vector<std::int64_t>> Chain::generate_batch(std::span<const std::vector<std::int64_t>> prompts, const Generation& options,
+                                                             const std::function<void(std::size_t, std::int64_t)>& each) {
+  const std::size_t rows = prompts.size();
+  std::vector<std::vector<std::int64_t>> made(rows);
+  std::vector<Sampler> samplers;
+  std::vector<std::int64_t> lengths, tokens(rows);
+  for (const auto& prompt : prompts) {
+    parts_->check(prompt, options.max_tokens);
+    lengths.push_back(static_cast<std::int64_t>(prompt.size()));
+    samplers.emplace_back(options.sampling, samplers.size());
   }
+  if (options.max_tokens == 0 || prompts.empty()) return made;
+  const auto count = static_cast<std::int64_t>(rows);
   const auto& stops = manifest().eos;
+  Cache& latents = cache(count, *std::max_element(lengths.begin(), lengths.end()) + options.max_tokens);
+  Array logits = prefill(prompts, latents);
+  std::vector<char> alive(rows, 1);
   for (std::int64_t number = 0;; ++number) {
-    const std::int64_t token = sampler.next({row.as<float>(), row.size()});
-    if (!options.ignore_eos && std::find(stops.begin(), stops.end(), token) != stops.end()) return tokens;
-    tokens.push_back(token);
-    if (each) each(token);
-    if (number + 1 == options.max_tokens) return tokens;
-    row = step(numbers({1, 1}, {token}), numbers({1}, {prompt + number}), numbers({1, 1}, {0}), latents);
+    for (std::size_t row = 0; row < rows; ++row) {
+      const std::size_t vocab = logits.size() / rows;
+      tokens[row] = samplers[row].next({logits.as<float>() + row * vocab, vocab});
+      if (!options.ignore_eos && std::find(stops.begin(), stops.end(), tokens[row]) != stops.end()) alive[row] = 0;
+      if (!alive[row]) continue;
+      made[row].push_back(tokens[row]);
+      if (each) each(row, tokens[row]);
+    }
+    if (number + 1 == options.max_tokens || std::find(alive.begin(), alive.end(), 1) == alive.end()) return made;
+    logits = step(numbers({count, 1}, tokens), numbers({count}, lengths), Array("int64", {count, 1}), latents);
+    for (std::int64_t& length : lengths) ++length;
   }
+}
+
+Array Chain::prefill(std::span<const std::vector<std::int64_t>> prompts, Cache& cache) {
+  const auto rows = static_cast<std::int64_t>(prompts.size());
+  std::int64_t longest = 0;
+  for (const auto& prompt : prompts) longest = std::max(longest, static_cast<std::int64_t>(prompt.size()));
+  Array result("float32", {rows, manifest().vocab});
+  const std::size_t width = static_cast<std::size_t>(manifest().vocab);
+  for (std::int64_t begin = 0; begin < longest; begin += kPrefill) {
+    const std::int64_t count = std::min(kPrefill, longest - begin);
+    Array ids("int64", {rows, count}), select("int64", {rows, 1});  // padded on the right with zeros
+    std::vector<std::size_t> ending;
+    for (std::size_t row = 0; row < prompts.size(); ++row) {
+      const auto length = static_cast<std::int64_t>(prompts[row].size()), here = std::clamp<std::int64_t>(length - begin, 0, count);
+      std::copy_n(prompts[row].begin() + std::min(begin, length), here, ids.as<std::int64_t>() + static_cast<std::int64_t>(row) * count);
+      if (length <= begin || length > begin + count) continue;
+      select.as<std::int64_t>()[row] = here - 1;
+      ending.push_back(row);
+    }
+    const Array logits = step(ids, numbers({rows}, std::vector<std::int64_t>(prompts.size(), begin)), select, cache);
+    if (logits.size() != result.size()) throw Error("the engines gave logits of another size than their vocabulary's.", "Build them again.");
+    for (const std::size_t row : ending) std::copy_n(logits.as<float>() + row * width, width, result.as<float>() + row * width);
+  }
+  return result;
 }
 
 }  // namespace moetrt

@@ -181,9 +181,15 @@ void read_options(const Object& from, Manifest& made) {
   if (from.has("graph_optimization_level")) made.optimization = from.text("graph_optimization_level");
   if (!from.has("providers")) return;
   for (const Json& value : from.list("providers")) {
-    const Json& name = value.is_array() && !value.empty() ? value.front() : value;
+    const bool told = value.is_array() && value.size() == 2;
+    const Json& name = told ? value.front() : value;
     if (!name.is_string()) throw Error(from.where() + ".providers holds " + shown(value) + ", where a name is expected.", kDamaged);
-    made.providers.push_back(name.get<std::string>());
+    Provider provider{name.get<std::string>(), {}};
+    if (told) {
+      const Object options(value.back(), from.where() + ".providers");
+      for (const auto& [option, set] : options.data().items()) provider.options[option] = set.is_string() ? set.get<std::string>() : set.dump();
+    }
+    made.providers.push_back(std::move(provider));
   }
 }
 

@@ -36,6 +36,17 @@ TEST_CASE("a record is read") {
   CHECK(made.config.at(0) == std::pair<std::string, std::string>{"session.x", "1"});
 }
 
+TEST_CASE("a provider is a name, or a name and what it is opened with") {
+  json data = record();
+  data["options"]["providers"] = {{"CUDAExecutionProvider", {{"use_tf32", "0"}, {"device_id", 1}}}, "CPUExecutionProvider"};
+  const Manifest made = parse_manifest(data.dump(), "manifest.json");
+  REQUIRE(made.providers.size() == 2);
+  CHECK(made.providers[0].name == "CUDAExecutionProvider");
+  CHECK(made.providers[0].options == std::map<std::string, std::string>{{"device_id", "1"}, {"use_tf32", "0"}});
+  CHECK(made.providers[1].name == "CPUExecutionProvider");
+  CHECK(refusal([](json& changed) { changed["options"]["providers"] = json::array({json::array({"CUDAExecutionProvider", 3})}); }).find(".providers is '3'") != std::string::npos);
+}
+
 TEST_CASE("what a record should not say is refused by name") {
   CHECK(refusal([](json& data) { data["kind"] = "graphs-rank"; }) == "manifest.json is of kind 'graphs-rank', where 'engine-rank' is expected.");
   CHECK(refusal([](json& data) { data["version"] = 9; }) == "manifest.json has version 9; this moetrt reads version 1.");

@@ -56,8 +56,13 @@ const std::int32_t kTwo = 2, kFour = 4, kOne = 1, kZero = 0, kEight = 8;
 const float kScale = 2.5f;
 
 std::vector<PluginField> route_fields() {
-  return {integer("top_k", kTwo),      integer("groups", kFour),        integer("top_groups", kTwo), text("scoring", "sigmoid"),
-          text("group_score", "top2"), integer("normalize", kOne), {"scale", &kScale, PluginFieldType::kFLOAT32, 1}};
+  return {integer("top_k", kTwo),
+          integer("groups", kFour),
+          integer("top_groups", kTwo),
+          text("scoring", "sigmoid"),
+          text("group_score", "top2"),
+          integer("normalize", kOne),
+          {"scale", &kScale, PluginFieldType::kFLOAT32, 1}};
 }
 
 }  // namespace
@@ -102,9 +107,12 @@ TEST_CASE("experts of int8 are run as their plain loops, in the workspace that w
     for (std::int8_t& value : *all) value = static_cast<std::int8_t>(static_cast<int>(next() * 255.0f) - 127);
   for (std::size_t i = 0; i < experts.size(); ++i) experts[i] = static_cast<std::int64_t>(i * 3 % 8);
 
-  const std::array inputs{described(DataType::kFLOAT, {kTokens, kHidden}),       described(DataType::kINT64, {kTokens, 2}),
-                          described(DataType::kFLOAT, {kTokens, 2}),             described(DataType::kINT8, {kExperts, 2 * kWidth, kHidden}),
-                          described(DataType::kFLOAT, {kExperts, 1, 2 * kWidth}), described(DataType::kINT8, {kExperts, kHidden, kWidth}),
+  const std::array inputs{described(DataType::kFLOAT, {kTokens, kHidden}),
+                          described(DataType::kINT64, {kTokens, 2}),
+                          described(DataType::kFLOAT, {kTokens, 2}),
+                          described(DataType::kINT8, {kExperts, 2 * kWidth, kHidden}),
+                          described(DataType::kFLOAT, {kExperts, 1, 2 * kWidth}),
+                          described(DataType::kINT8, {kExperts, kHidden, kWidth}),
                           described(DataType::kFLOAT, {kExperts, 1, kHidden})};
   const std::array outputs{described(DataType::kFLOAT, {kTokens, kHidden})};
   std::vector<DynamicPluginTensorDesc> asked;
@@ -130,8 +138,8 @@ TEST_CASE("types and layouts that kernels do not take are refused") {
   const auto plugin = created<Experts>({integer("first_expert", kZero), integer("all_experts", kEight)});
   REQUIRE(plugin);
   const auto taken = [&](DataType x, DataType weight, TensorFormat format = TensorFormat::kLINEAR) {
-    std::vector<DynamicPluginTensorDesc> all{dynamic(described(x, {4, 32})), dynamic(described(DataType::kINT64, {4, 2})), dynamic(described(DataType::kFLOAT, {4, 2})),
-                                             dynamic(described(weight, {8, 32, 32})), dynamic(described(weight, {8, 32, 16})), dynamic(described(x, {4, 32}))};
+    std::vector<DynamicPluginTensorDesc> all{dynamic(described(x, {4, 32})),          dynamic(described(DataType::kINT64, {4, 2})), dynamic(described(DataType::kFLOAT, {4, 2})),
+                                             dynamic(described(weight, {8, 32, 32})), dynamic(described(weight, {8, 32, 16})),      dynamic(described(x, {4, 32}))};
     all[3].desc.format = format;
     bool made = true;
     for (std::int32_t place = 0; place < 6; ++place) made = build(*plugin).supportsFormatCombination(place, all.data(), 5, 1) && made;

@@ -20,7 +20,7 @@ namespace {
 
 constexpr const char* kUsage =
     "Usage: moetrt-run ENGINES (--prompt TEXT | --token-ids IDS) [OPTIONS]\n\n"
-    "  Generate tokens with ENGINES for ONNX Runtime on a CPU, all ranks in this process.\n\n"
+    "  Generate tokens with ENGINES, all ranks in this process.\n\n"
     "Options:\n"
     "  --prompt TEXT        Text to go on from, by the engines' own tokenizer.json.\n"
     "  --token-ids IDS      Token ids to go on from, such as 5,9,2.\n"
@@ -171,7 +171,7 @@ int main(int count, char** words) {
       std::cout << kUsage;
       return 0;
     }
-    moetrt::Runtime::open(request.onnxruntime);
+    if (!request.onnxruntime.empty()) moetrt::Runtime::open(request.onnxruntime);  // else when the engines turn out to need it
     moetrt::Chain chain = moetrt::Chain::load(request.engines, request.threads);
     const auto text = request.prompt || request.logits.empty() ? tokenizer(request, chain) : std::nullopt;
     const std::vector<std::int64_t> prompt = request.prompt && text ? text->encode(*request.prompt) : request.token_ids;

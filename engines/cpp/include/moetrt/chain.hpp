@@ -21,8 +21,8 @@ namespace moetrt {
 struct Cache {
   std::int64_t batch = 0;
   std::int64_t context = 0;
-  std::map<int, Values> ranks;  // rank → state input → buffer
-  Values joined;                // the same buffers, as a joined graph names them
+  std::map<int, States> ranks;  // rank → state input → buffer
+  States joined;                // the same buffers, as a joined graph names them
 };
 
 struct Generation {
@@ -33,9 +33,12 @@ struct Generation {
 
 class Chain {
  public:
-  // Opens the engines in `folder` for ONNX Runtime on a CPU. :param threads: in all, which ranks have in turn; the cores at hand when 0.
+  // Opens the engines in `folder`. :param threads: of the host in all, which ranks have in turn; the cores at hand when 0.
   // Throws Error: ranks are missing, damaged or not made for each other, or the backend does not run here.
   static Chain load(const std::filesystem::path& folder, int threads = 0);
+
+  // The same, by an opener of the caller's. :param joined: let ranks run as the joined graph, where there is one.
+  static Chain load(const std::filesystem::path& folder, std::unique_ptr<Opener> opener, bool joined);
 
   Chain(Chain&&) noexcept;
   ~Chain();
@@ -46,6 +49,11 @@ class Chain {
   // New tokens after a prompt; the end-of-sequence token ends them and is not among them.
   // :param each: called with each token as soon as it is known.
   std::vector<std::int64_t> generate(std::span<const std::int64_t> token_ids, const Generation& options = {}, const std::function<void(std::int64_t)>& each = {});
+
+  // New tokens of each of several prompts, which may differ in length; each row is what it would be alone.
+  // :param each: called with a row and its next token, row by row, as soon as they are known.
+  std::vector<std::vector<std::int64_t>> generate_batch(std::span<const std::vector<std::int64_t>> prompts, const Generation& options = {},
+                                                        const std::function<void(std::size_t, std::int64_t)>& each = {});
 
   // Logits of the selected new tokens, whose latents the cache holds afterwards.
   // :param token_ids: int64 (batch, tokens), rows padded on the right. :param start: int64 (batch). :param select: int64 (batch, selected)
@@ -59,6 +67,8 @@ class Chain {
 
  private:
   struct Parts;
+  // Logits after each prompt's last token. *Shape:* float32 (rows, vocab)
+  Array prefill(std::span<const std::vector<std::int64_t>> prompts, Cache& cache);
   explicit Chain(std::unique_ptr<Parts> parts);
   std::unique_ptr<Parts> parts_;
 };

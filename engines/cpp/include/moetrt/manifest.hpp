@@ -67,6 +67,12 @@ struct Stamp {
   std::string sha256;
 };
 
+// One of ONNX Runtime's execution providers, and what it is opened with.
+struct Provider {
+  std::string name;
+  std::map<std::string, std::string> options;
+};
+
 // One rank's engines: `rank-NN/manifest.json`.
 struct Manifest {
   std::filesystem::path folder;
@@ -82,7 +88,7 @@ struct Manifest {
   Assembly assembly;
   std::vector<std::pair<std::string, std::string>> config;  // ONNX Runtime's session configuration entries
   std::string optimization = "all";
-  std::vector<std::string> providers;
+  std::vector<Provider> providers;  // the preferred first
   std::map<std::string, Stamp> files;
   std::vector<std::pair<std::string, std::string>> identity;  // what the ranks of a set must share, by name
 
