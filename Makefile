@@ -26,6 +26,8 @@ TABLE    := $(OUT)/calibration.json
 MEASURE  := $(if $(HALF),,$(if $(wildcard $(HELDOUT)),--held-out $(HELDOUT)))
 CPP       = $(shell find engines/cpp examples/cpp -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh')
 BIN      := .venv/bin
+# TensorRT-RTX asks for this name once it meets a plugin; its wheel lacks it (docs/kernels.md).
+RTX_NAME  = ln -sf libtensorrt_rtx.so.1 $$($(BIN)/python -c 'import tensorrt_rtx_libs; print(tensorrt_rtx_libs.__path__[0])')/libtensorrt_rtx.so
 HEADERS   = -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include -DTENSORRT_ROOT=$(or $(abspath $(TENSORRT_ROOT)),$$([ -f build/tensorrt-headers/.ready ] && echo $(CURDIR)/build/tensorrt-headers))
 READY    := .venv/.ready
 # Every backend that installs here; asked only when a recipe needs it.
@@ -45,7 +47,7 @@ $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable '.[export,ort,test]'
-	$(BIN)/pip install --quiet --editable '.[tensorrt-rtx]' || echo "TensorRT-RTX does not install here; its engines and tests are skipped." >&2
+	$(BIN)/pip install --quiet --editable '.[tensorrt-rtx]' && $(RTX_NAME) || echo "TensorRT-RTX does not install here; its engines and tests are skipped." >&2
 	touch $@
 
 graphs: setup

@@ -8,15 +8,14 @@ from types import ModuleType
 from typing import Any
 
 from exporter.errors import BuildError
-from exporter.lowering.plugin_tensorrt import PLUGINS, VERSION, kernel
-from exporter.ops import DOMAIN
+from exporter.lowering.plugin_tensorrt import NAMESPACE, PLUGINS, VERSION, kernel
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
 
 HALVES = frozenset({"fp16", "bf16"})
 COMPUTES = {kernel("Experts"): HALVES, kernel("QuantizedExperts"): HALVES | {"fp32"}}
 """Plugin → precisions that it computes in, where those are not all of the backend's."""
-MAKE_IT = "Build it with `make cpp TENSORRT_ROOT=…` (docs/plugins.md)."
+MAKE_IT = "Build it with `make cpp TENSORRT_ROOT=…` (docs/kernels.md)."
 UNVERSIONED = "libtensorrt_rtx.so"
 """TensorRT-RTX 1.7 asks for this name when a plugin is met, and ends the process where it is not there. Its wheel has ``.so.1`` alone."""
 
@@ -55,7 +54,7 @@ def register(trt: ModuleType, library: Path) -> None:
     _require_unversioned(trt)
     registry = trt.get_plugin_registry()
     registry.load_library(str(library))
-    there = {creator.name for creator in registry.all_creators if getattr(creator, "plugin_namespace", None) == DOMAIN}
+    there = {creator.name for creator in registry.all_creators if getattr(creator, "plugin_namespace", None) == NAMESPACE}
     missing = [name for name in PLUGINS if name not in there]
     if missing:
         raise BuildError(f"{trt.__name__} {trt.__version__} does not see the plugins {', '.join(missing)} of {library}.", hint=MAKE_IT)

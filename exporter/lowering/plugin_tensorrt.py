@@ -1,4 +1,4 @@
-"""Our ops kept as they are, for TensorRT: each a node of the plugin library that ``engines/cpp/plugins`` makes (docs/plugins.md).
+"""Our ops kept as they are, for TensorRT: each a node of the plugin library that ``engines/cpp/plugins`` makes (docs/kernels.md).
 
 A plugin of int8 weights wants them by rows of outputs; they are made anew at build time.
 """
@@ -17,6 +17,8 @@ PLUGINS = ("Route", "Experts", "QuantizedExperts")
 """Ops that the library has plugins for."""
 VERSION = "1"
 """``plugin_version``: engines/cpp/plugins/plugin.hpp has the same."""
+NAMESPACE = DOMAIN
+"""``plugin_namespace``, likewise."""
 UNIT = 16
 """What a kernel's rows are multiples of: it copies 16 bytes at a time."""
 WEIGHTS = (3, 5)
@@ -72,7 +74,7 @@ def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
         derived = tuple(derived_turned(node.input[place], context.value(node.input[place]).shape) for place in WEIGHTS)
         for place, made in zip(WEIGHTS, derived, strict=True):
             kept.input[place] = made.name
-    attributes |= {"plugin_version": VERSION, "plugin_namespace": DOMAIN}
+    attributes |= {"plugin_version": VERSION, "plugin_namespace": NAMESPACE}
     kept.attribute.extend(helper.make_attribute(name, value) for name, value in sorted(attributes.items()))
     return Replacement((kept,), tuple(map(placeholder, derived)), {DOMAIN: 1}, derived)
 

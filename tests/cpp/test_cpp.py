@@ -177,10 +177,10 @@ def test_a_library_that_is_none_is_named(engines):
 def test_engines_of_another_backend_are_refused(engines, tmp_path):
     folder = Path(shutil.copytree(engines("v3", 1), tmp_path / "engines"))
     path = folder / "rank-00/manifest.json"
-    path.write_text(path.read_text().replace('"backend": "ort"', '"backend": "tensorrt"'))
+    path.write_text(path.read_text().replace('"backend": "ort"', '"backend": "tensorrt-rtx"'))
     done = call(folder)
     assert done.returncode == 1
-    assert "engines of tensorrt" in done.stderr
+    assert "engines of tensorrt-rtx" in done.stderr
 
 
 def test_the_c_interface_gives_the_same_logits(engines, tmp_path):

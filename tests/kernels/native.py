@@ -92,7 +92,7 @@ class Kernels:
     @classmethod
     def load(cls, path: Path) -> "Kernels":
         library = ctypes.CDLL(str(path))
-        for name in ("route", "experts", "plan"):
+        for name in ("route", "experts", "plan", "launch"):
             getattr(library, f"moetrt_kernels_{name}").restype = ctypes.c_char_p
         return cls(library, "emulated" in path.name)
 

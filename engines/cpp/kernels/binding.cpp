@@ -154,6 +154,18 @@ __attribute__((visibility("default"))) const char* moetrt_kernels_experts(int ho
   return answered([&] { run_experts(how, tiling, *params, *pointers); });
 }
 
+// On the device's own memory and on a stream: for benchmarks.
+__attribute__((visibility("default"))) const char* moetrt_kernels_launch(const ExpertsParams* params, const ExpertsPointers* pointers, void* stream) {
+  return answered([&] { launch(plan(*params), *pointers, stream); });
+}
+
+// Bytes; 0 where there is no plan.
+__attribute__((visibility("default"))) std::size_t moetrt_kernels_workspace(const ExpertsParams* params) {
+  std::size_t bytes = 0;
+  answered([&] { bytes = plan(*params).workspace.bytes; });
+  return bytes;
+}
+
 // The plan as text, or the problem, which begins with "Error: ".
 __attribute__((visibility("default"))) const char* moetrt_kernels_plan(int tiling, const ExpertsParams* params) {
   static thread_local std::string text;
