@@ -38,7 +38,7 @@ def built(headers):
     folder = BUILDS / "cpp-tensorrt"
     for words in (
         ["cmake", "-S", ROOT / "engines/cpp", "-B", folder, f"-DMOETRT_INCLUDE={include}", f"-DTENSORRT_ROOT={headers}", "-DMOETRT_CUDA=OFF", "-DMOETRT_SANITIZE=thread"],
-        ["cmake", "--build", folder, "--parallel", "2", "--target", "moetrt-tensorrt-tests", "moetrt-run"],
+        ["cmake", "--build", folder, "--parallel", "2", "--target", "moetrt-tensorrt-tests"],
     ):
         done = call(*words)
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
@@ -50,11 +50,13 @@ def test_it_compiles_and_asks_of_tensorrt_what_it_should(built):
     assert done.returncode == 0, done.stdout[-6000:]
 
 
-def test_without_tensorrts_library_engines_are_refused_with_where_it_is_looked_for(built, engines, tmp_path):
+def test_without_tensorrts_library_engines_are_refused(engines, tmp_path):
     """So a build with TensorRT starts where there is none, and runs what else it can."""
+    if "TENSORRT_HEADERS:" not in (BUILDS / "cpp/CMakeCache.txt").read_text():
+        pytest.skip("the C++ runtime was built without TensorRT's headers")
     folder = Path(shutil.copytree(engines("v3", 1), tmp_path / "engines"))
     path = folder / "rank-00/manifest.json"
     path.write_text(path.read_text().replace('"backend": "ort"', '"backend": "tensorrt"'))
-    done = call(built / "moetrt-run", folder, "--token-ids", "1,2")
+    done = call(BUILDS / "cpp/moetrt-run", folder, "--token-ids", "1,2")
     assert done.returncode == 1
     assert "a CUDA device each; there are 0 here" in done.stderr

@@ -190,6 +190,15 @@ MOETRT_DEVICE void narrow(float value, float& into) { into = value; }
 MOETRT_DEVICE int lane() { return thread() % kWarp; }
 MOETRT_DEVICE int warp() { return thread() / kWarp; }
 
+// Whatever lane has it.
+MOETRT_DEVICE float largest_of_warp(float value) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    const float other = from_lane(value, lane() ^ distance);
+    value = other > value ? other : value;
+  }
+  return value;
+}
+
 // A symmetric int8: half to even, saturated.
 MOETRT_DEVICE Int8 to_int8(float value) {
   const float whole = to_even(value);

@@ -25,14 +25,6 @@ MOETRT_DEVICE Best best_of_warp(Best mine) {
   return mine;
 }
 
-MOETRT_DEVICE float largest_of_warp(float value) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    const float other = from_lane(value, lane() ^ distance);
-    value = other > value ? other : value;
-  }
-  return value;
-}
-
 MOETRT_DEVICE float sum_of_warp(float value) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2) value = sum(value, from_lane(value, lane() ^ distance));
   return value;

@@ -75,10 +75,7 @@ MOETRT_DEVICE void sort_rows(const Sorting& sorting, int expert) {
 }
 
 MOETRT_DEVICE float largest_of_block(float value, float* of_warp) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    const float other = from_lane(value, lane() ^ distance);
-    value = other > value ? other : value;
-  }
+  value = largest_of_warp(value);
   if (lane() == 0) of_warp[warp()] = value;
   sync();
   for (int other = 0; other < threads() / kWarp; ++other) value = of_warp[other] > value ? of_warp[other] : value;

@@ -32,6 +32,17 @@ kernels::ExpertsPlan ExpertsBase::planned(const Operands& inputs) const {
   return kernels::plan(sized);
 }
 
+kernels::ExpertsPointers ExpertsBase::common(const void* const* inputs, void* const* outputs, void* workspace) {
+  kernels::ExpertsPointers at;
+  at.x = inputs[0];
+  at.experts = static_cast<const std::int64_t*>(inputs[1]);
+  at.weights = static_cast<const float*>(inputs[2]);
+  at.gate_up = inputs[3];
+  at.y = outputs[0];
+  at.workspace = workspace;
+  return at;
+}
+
 std::vector<Attribute> Experts::attributes() { return {{"first_expert", 0}, {"all_experts", 0}}; }
 
 bool Experts::takes(std::int32_t place, DataType type, DataType first, std::int32_t) const {
@@ -41,14 +52,8 @@ bool Experts::takes(std::int32_t place, DataType type, DataType first, std::int3
 }
 
 void Experts::enqueue(const Operands& operands, const void* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) const {
-  kernels::ExpertsPointers at;
-  at.x = inputs[0];
-  at.experts = static_cast<const std::int64_t*>(inputs[1]);
-  at.weights = static_cast<const float*>(inputs[2]);
-  at.gate_up = inputs[3];
+  kernels::ExpertsPointers at = common(inputs, outputs, workspace);
   at.down = inputs[4];
-  at.y = outputs[0];
-  at.workspace = workspace;
   kernels::launch(planned(operands), at, stream);
 }
 
@@ -69,11 +74,7 @@ bool QuantizedExperts::takes(std::int32_t place, DataType type, DataType first, 
 }
 
 void QuantizedExperts::enqueue(const Operands& operands, const void* const* inputs, void* const* outputs, void* workspace, cudaStream_t stream) const {
-  kernels::ExpertsPointers at;
-  at.x = inputs[0];
-  at.experts = static_cast<const std::int64_t*>(inputs[1]);
-  at.weights = static_cast<const float*>(inputs[2]);
-  at.gate_up = inputs[3];
+  kernels::ExpertsPointers at = common(inputs, outputs, workspace);
   at.gate_up_scale = inputs[4];
   at.down = inputs[5];
   at.down_scale = inputs[6];
@@ -81,8 +82,6 @@ void QuantizedExperts::enqueue(const Operands& operands, const void* const* inpu
     at.x_scale = inputs[7];
     at.h_scale = inputs[8];
   }
-  at.y = outputs[0];
-  at.workspace = workspace;
   kernels::launch(planned(operands), at, stream);
 }
 

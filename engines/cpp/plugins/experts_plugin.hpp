@@ -18,6 +18,8 @@ class ExpertsBase {
 
  protected:
   ExpertsBase(const Fields& fields, kernels::Activations activations);
+  // Where what both have lies; the other inputs stand at other places.
+  static kernels::ExpertsPointers common(const void* const* inputs, void* const* outputs, void* workspace);
   [[nodiscard]] kernels::ExpertsPlan planned(const Operands& inputs) const;
 
   kernels::ExpertsParams params_;
