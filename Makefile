@@ -9,6 +9,8 @@ PROMPT    ?= The nice thing about computers is
 PYTHON    ?= python3
 # TensorRT's folder; where none is given its session and plugins are compiled by headers of 10.14, which a Python wheel has.
 TENSORRT_ROOT ?=
+# The library of our TensorRT plugins, such as build/cpp/libmoetrt-plugins.so: with it routing and experts are its kernels.
+PLUGINS   ?=
 # More options of benchmarks/speed.py, such as --get-llama-cpp.
 SPEED     ?=
 
@@ -39,7 +41,7 @@ BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/n
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: MODEL=$(MODEL) TENSOR=$(TENSOR) PIPELINE=$(PIPELINE) PRECISION=$(PRECISION) BACKENDS='ort tensorrt-rtx'"
+	@echo "Variables: MODEL=$(MODEL) TENSOR=$(TENSOR) PIPELINE=$(PIPELINE) PRECISION=$(PRECISION) BACKENDS='ort tensorrt-rtx' PLUGINS=$(PLUGINS) TENSORRT_ROOT=$(TENSORRT_ROOT)"
 
 setup: $(READY) ## Make .venv with everything that the other targets need
 
@@ -60,7 +62,7 @@ quantized: graphs
 	$(BIN)/moetrt quantize $(FLOATS) --table $(TABLE) --scheme $(SCHEME) --output $(GRAPHS) $(MEASURE)
 
 engine: $(if $(SCHEME),quantized,graphs)
-	$(BIN)/moetrt build $(GRAPHS) --backend $(BACKEND) --output $(ENGINES)/$(BACKEND)
+	$(BIN)/moetrt build $(GRAPHS) --backend $(BACKEND) --output $(ENGINES)/$(BACKEND) $(if $(filter tensorrt%,$(BACKEND)),$(if $(PLUGINS),--plugins $(PLUGINS)))
 
 engines: $(if $(SCHEME),calibration,graphs) ## Export MODEL, quantise it, build its engines for BACKENDS, end with a line of text
 	set -e; for backend in $(BACKENDS); do $(MAKE) --no-print-directory engine BACKEND=$$backend; done
