@@ -62,11 +62,13 @@ Workspace arranged(const ExpertsParams& params, int rows, int tiles) {
   made.total = room(1, sizeof(int));
   made.x = room(int8 ? tokens * hidden : 0, 1);
   made.x_scales = room(int8 ? tokens : 0, sizeof(float));
-  made.wide = room(int8 && !by_token ? 0 : all * width, int8 ? sizeof(float) : number_bytes(params.numbers));
   made.narrow = room(int8 ? all * width : 0, 1);
   made.narrow_scales = room(by_token ? all : 0, sizeof(float));
+  made.wide = room(int8 && !by_token ? 0 : all * width, int8 ? sizeof(float) : number_bytes(params.numbers));
+  const std::size_t after_wide = end;
+  if (by_token) end = made.wide;  // what is to be rounded has been, when parts are made
   made.parts = room(all * hidden, number_bytes(params.numbers));
-  made.bytes = end;
+  made.bytes = std::max(end, after_wide);
   return made;
 }
 
