@@ -85,8 +85,8 @@ cpp-sanitized: cpp ## The same under the address and undefined-behaviour sanitiz
 	cmake --build build/cpp-sanitized --parallel 2
 	ctest --test-dir build/cpp-sanitized --output-on-failure
 
-cpp-lint: setup cpp ## Check the C++ runtime and its program by clang-tidy (engines/cpp/.clang-tidy); warnings are errors
-	$(BIN)/run-clang-tidy.py -clang-tidy-binary $(BIN)/clang-tidy -config-file engines/cpp/.clang-tidy -p build/cpp -j 2 -quiet -hide-progress '/engines/cpp/(src|tools)/.*[.]cpp$$'
+cpp-lint: setup cpp ## Check the C++ runtime, its program, the kernels' plans and the plugins by clang-tidy (engines/cpp/.clang-tidy); warnings are errors
+	$(BIN)/run-clang-tidy.py -clang-tidy-binary $(BIN)/clang-tidy -config-file engines/cpp/.clang-tidy -p build/cpp -j 2 -quiet -hide-progress '/engines/cpp/(src|tools|kernels|plugins)/.*[.]cpp$$'
 
 cpp-tensorrt: cpp ## TensorRT's session against libraries that stand for TensorRT's, under the thread sanitizer, in build/cpp-tensorrt
 	cmake -S engines/cpp -B build/cpp-tensorrt $(HEADERS) -DMOETRT_CUDA=OFF -DMOETRT_SANITIZE=thread

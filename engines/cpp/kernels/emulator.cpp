@@ -28,7 +28,7 @@ unsigned order = 0;
 namespace {
 
 constexpr int kLanes = 32;
-constexpr std::size_t kStack = 256 * 1024;
+constexpr std::size_t kStack = 262144;
 constexpr const char* kBarrier = "barrier";
 
 struct Copy {
@@ -64,7 +64,7 @@ struct Block {
   std::mt19937 shuffle;
 };
 
-thread_local Block block;
+thread_local Block block;  // NOLINT(bugprone-throwing-static-initialization): a generator with its usual seed
 
 // AddressSanitizer is told that the stack changes, or it takes a fibre's for an overflow of the thread's.
 struct Switch {
@@ -218,7 +218,7 @@ void sync_warp() { meet("warp barrier", nullptr, 0); }
 
 const Lane* meet(const char* place, const void* brought, std::size_t bytes) {
   Fibre& fibre = *block.running;
-  const auto first = static_cast<std::size_t>(fibre.here.thread / kLanes * kLanes);
+  const std::size_t first = static_cast<std::size_t>(fibre.here.thread) / kLanes * kLanes;
   Warp& warp = block.warps[first / kLanes];
   Lane* slots = warp.brought[fibre.meetings++ % 2];
   if (bytes) std::memcpy(slots[fibre.here.thread % kLanes], brought, bytes);
@@ -245,12 +245,12 @@ unsigned ballot(bool vote) {
 
 void load_matrices(std::uint32_t (&into)[4], const std::byte* row) {
   require_aligned(row, "a matrix's row");
-  const Lane* rows = meet("ldmatrix", &row, sizeof(const std::byte*));
+  const Lane* rows = meet("ldmatrix", static_cast<const void*>(&row), sizeof(const std::byte*));
   const int lane = here().thread % kLanes;
   for (int matrix = 0; matrix < 4; ++matrix) {
     const std::byte* from = nullptr;
-    std::memcpy(&from, rows[matrix * 8 + lane / 4], sizeof(const std::byte*));
-    std::memcpy(&into[matrix], from + lane % 4 * 4, 4);
+    std::memcpy(static_cast<void*>(&from), rows[matrix * 8 + lane / 4], sizeof(const std::byte*));
+    std::memcpy(&into[matrix], from + static_cast<std::ptrdiff_t>(lane % 4) * 4, 4);
   }
 }
 

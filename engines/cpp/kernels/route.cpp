@@ -11,7 +11,7 @@
 namespace moetrt::kernels {
 namespace {
 
-constexpr std::size_t kSharedBytes = 48 * 1024;
+constexpr std::size_t kSharedBytes = 49152;
 
 void require(bool right, const std::string& problem, const std::string& hint) {
   if (!right) throw Error("Route: " + problem, hint);
@@ -43,13 +43,14 @@ void mask_groups(const RouteParams& params, std::vector<float>& choice) {
   const int size = params.experts / params.groups;
   std::vector<float> of_group;
   for (int group = 0; group < params.groups; ++group) {
-    std::vector<float> members(choice.begin() + group * size, choice.begin() + (group + 1) * size);
+    const auto begin = choice.begin() + static_cast<std::ptrdiff_t>(group) * size;
+    std::vector<float> members(begin, begin + size);
     std::sort(members.rbegin(), members.rend());
     of_group.push_back(params.group_score == GroupScore::max || size == 1 ? members[0] : members[0] + members[1]);
   }
   const std::vector<int> kept = largest(of_group, params.top_groups);
   for (int group = 0; group < params.groups; ++group)
-    if (std::find(kept.begin(), kept.end(), group) == kept.end()) std::fill_n(choice.begin() + group * size, size, -INFINITY);
+    if (std::find(kept.begin(), kept.end(), group) == kept.end()) std::fill_n(choice.begin() + static_cast<std::ptrdiff_t>(group) * size, size, -INFINITY);
 }
 
 }  // namespace

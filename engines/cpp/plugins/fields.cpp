@@ -77,6 +77,7 @@ const std::string& Fields::text(const std::string& name) const { return std::get
 
 std::vector<PluginField> Fields::written(const std::vector<Attribute>& attributes) {
   std::vector<PluginField> made;
+  made.reserve(attributes.size());
   for (const Attribute& one : attributes) made.push_back(std::visit(Write{one.name}, one.value));
   return made;
 }
