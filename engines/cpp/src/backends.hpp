@@ -1,6 +1,7 @@
 // What opens the engines of each backend.
 #pragma once
 
+#include <filesystem>
 #include <memory>
 #include <vector>
 
@@ -9,10 +10,11 @@
 
 namespace moetrt {
 
-// Throws Error: this runtime does not run what the ranks' backend made. :param threads: of the host.
-std::unique_ptr<Opener> find_opener(const std::vector<Manifest>& ranks, int threads);
+// Throws Error: this runtime does not run what the ranks' backend made, or not with these options.
+std::unique_ptr<Opener> find_opener(const std::vector<Manifest>& ranks, const LoadOptions& options);
 
 // TensorRT's, in a library that was built with its headers; else it throws. Defined in tensorrt_opener.cpp or tensorrt_absent.cpp.
-std::unique_ptr<Opener> tensorrt_opener(const std::vector<Manifest>& ranks);
+// :param plugins: the library that the user gives; when empty, it lies beside the engines.
+std::unique_ptr<Opener> tensorrt_opener(const std::vector<Manifest>& ranks, const std::filesystem::path& plugins);
 
 }  // namespace moetrt

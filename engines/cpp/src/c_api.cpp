@@ -54,11 +54,13 @@ int moetrt_open_runtime(const char* library) {
   return guarded([&] { moetrt::Runtime::open(library ? library : ""); });
 }
 
-int moetrt_load(const char* folder, int threads, moetrt_chain** chain) {
+int moetrt_load(const char* folder, int threads, moetrt_chain** chain) { return moetrt_load_with_plugins(folder, threads, nullptr, chain); }
+
+int moetrt_load_with_plugins(const char* folder, int threads, const char* plugins, moetrt_chain** chain) {
   return guarded([&] {
     require(folder && chain, "folder or chain");
     *chain = nullptr;
-    *chain = new moetrt_chain{moetrt::Chain::load(folder, threads)};
+    *chain = new moetrt_chain{moetrt::Chain::load(folder, {threads, plugins ? plugins : ""})};
   });
 }
 

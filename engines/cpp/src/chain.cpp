@@ -6,7 +6,6 @@
 #include <cstring>
 #include <optional>
 #include <set>
-#include <thread>
 
 #include "backends.hpp"
 #include "crew.hpp"
@@ -167,10 +166,11 @@ Chain::Chain(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Chain::Chain(Chain&&) noexcept = default;
 Chain::~Chain() = default;
 
-Chain Chain::load(const std::filesystem::path& folder, int threads) {
+Chain Chain::load(const std::filesystem::path& folder, int threads) { return load(folder, LoadOptions{threads, {}}); }
+
+Chain Chain::load(const std::filesystem::path& folder, const LoadOptions& options) {
   std::vector<Manifest> ranks = Manifest::read_set(folder);
-  const int cores = threads > 0 ? threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  std::unique_ptr<Opener> opener = find_opener(ranks, cores);
+  std::unique_ptr<Opener> opener = find_opener(ranks, options);
   const bool joined = ranks.front().backend == "ort";
   return Chain(Parts::open(folder, std::move(ranks), std::move(opener), joined));
 }

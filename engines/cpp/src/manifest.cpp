@@ -173,7 +173,13 @@ Assembly read_assembly(const Object& from) {
   return made;
 }
 
+PluginLibrary read_plugins(const Object& from) {
+  from.only({"library", "version", "sha256"});
+  return {file_name(from.text("library"), from.where()), from.text("version"), from.text("sha256")};
+}
+
 void read_options(const Object& from, Manifest& made) {
+  if (from.has("plugins")) made.plugins = read_plugins(from.object("plugins"));
   if (from.has("config")) {
     const Object config = from.object("config");
     for (const auto& [name, value] : config.data().items()) made.config.emplace_back(name, value.is_string() ? value.get<std::string>() : value.dump());

@@ -4,7 +4,7 @@
 
 namespace moetrt {
 
-std::unique_ptr<Opener> tensorrt_opener(const std::vector<Manifest>& ranks) {
+std::unique_ptr<Opener> tensorrt_opener(const std::vector<Manifest>& ranks, const std::filesystem::path&) {
   throw Error(ranks.front().folder.string() + " holds engines of tensorrt, which this runtime cannot run: it was built without TensorRT's headers.",
               "Give cmake -DTENSORRT_ROOT=FOLDER, or build the engines with --backend ort to run here.");
 }

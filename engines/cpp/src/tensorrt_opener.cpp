@@ -4,6 +4,7 @@
 #include "cuda.hpp"
 #include "moetrt/error.hpp"
 #include "tensorrt_communicator.hpp"
+#include "tensorrt_plugins.hpp"
 #include "tensorrt_session.hpp"
 
 namespace moetrt {
@@ -12,7 +13,7 @@ namespace {
 // Ranks and their devices: one each; stages share theirs where there are not so many, tensor ranks of a stage never.
 class TensorRtOpener : public Opener {
  public:
-  explicit TensorRtOpener(const std::vector<Manifest>& ranks) : tensor_(ranks.front().tensor), together_(ranks.size() > 1) {
+  TensorRtOpener(const std::vector<Manifest>& ranks, const std::filesystem::path& given) : tensor_(ranks.front().tensor), together_(ranks.size() > 1) {
     const Manifest& first = ranks.front();
     const std::string folder = first.folder.parent_path().string();
     if (tensor_ > 1 && !ranks_can_meet())
@@ -23,12 +24,13 @@ class TensorRtOpener : public Opener {
     if (devices < tensor_)
       throw Error(folder + " holds engines of " + std::to_string(tensor_) + " tensor rank(s), a CUDA device each; there are " + std::to_string(devices) + " here.",
                   "Run where there are enough, or build with --backend ort.");
+    const std::vector<std::filesystem::path> plugins = find_plugins(ranks, given);
     const bool apart = devices >= tensor_ * first.pipeline;
     for (int stage = 0; stage < first.pipeline; ++stage) {
       std::vector<int> theirs(static_cast<std::size_t>(tensor_));
       std::iota(theirs.begin(), theirs.end(), apart ? stage * tensor_ : 0);
       const auto ring = tensor_ > 1 ? std::make_shared<Ring>(theirs) : nullptr;
-      for (int place = 0; place < tensor_; ++place) seats_.push_back({theirs[static_cast<std::size_t>(place)], ring, static_cast<std::size_t>(place)});
+      for (int place = 0; place < tensor_; ++place) seats_.push_back({theirs[static_cast<std::size_t>(place)], ring, static_cast<std::size_t>(place), plugins.at(seats_.size())});
     }
   }
 
@@ -51,6 +53,6 @@ class TensorRtOpener : public Opener {
 
 }  // namespace
 
-std::unique_ptr<Opener> tensorrt_opener(const std::vector<Manifest>& ranks) { return std::make_unique<TensorRtOpener>(ranks); }
+std::unique_ptr<Opener> tensorrt_opener(const std::vector<Manifest>& ranks, const std::filesystem::path& plugins) { return std::make_unique<TensorRtOpener>(ranks, plugins); }
 
 }  // namespace moetrt

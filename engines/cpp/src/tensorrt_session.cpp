@@ -15,6 +15,7 @@
 #include "moetrt/error.hpp"
 #include "ports.hpp"
 #include "tensorrt_communicator.hpp"
+#include "tensorrt_plugins.hpp"
 
 namespace moetrt {
 namespace {
@@ -137,6 +138,7 @@ TensorRtSession::TensorRtSession(const Opening& opening, const Seat& seat)
   TensorRt& library = TensorRt::get();
   runtime_.reset(static_cast<nvinfer1::IRuntime*>(library.create_runtime(&library.log, NV_TENSORRT_VERSION)));
   if (!runtime_) refused("a runtime");
+  if (!seat_.plugins.empty() && !load_plugins(*runtime_, seat_.plugins)) refused("the plugins of " + seat_.plugins.string());
   {
     const Mapped plan(opening.graph);
     engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));

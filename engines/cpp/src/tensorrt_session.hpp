@@ -3,6 +3,7 @@
 
 #include <NvInfer.h>
 
+#include <filesystem>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -38,9 +39,10 @@ struct Seat {
   int device = 0;
   std::shared_ptr<Ring> ring;  // none where it meets nobody
   std::size_t place = 0;
+  std::filesystem::path plugins;  // the library that its graphs need; empty where they need none
 };
 
-// Throws Error: the engine cannot be deserialised here, or is not what its manifest says.
+// Throws Error: TensorRT does not take the plugins, the engine cannot be deserialised here, or it is not what its manifest says.
 std::unique_ptr<Session> open_tensorrt(const Opening& opening, const Seat& seat);
 
 }  // namespace moetrt

@@ -10,6 +10,8 @@ TEST_CASE("what goes wrong is a code and a text, never an exception") {
   CHECK(chain == nullptr);
   CHECK(std::string(moetrt_error()) == "/nowhere is not a folder.\nHint: Give the folder that `moetrt build` wrote.");
   CHECK(moetrt_load(nullptr, 1, &chain) == 1);
+  CHECK(moetrt_load_with_plugins("/nowhere", 1, "lib.so", &chain) == 1);
+  CHECK(std::string(moetrt_error()).rfind("/nowhere is not a folder.", 0) == 0);
   CHECK(moetrt_open_runtime("/nowhere/lib.so") == 1);
   CHECK(std::string(moetrt_error()).find("/nowhere/lib.so") != std::string::npos);
   CHECK(moetrt_logits(nullptr, nullptr, 0, nullptr) == 1);

@@ -58,7 +58,9 @@ int refusals(const std::string& whole, Read read) {
 }  // namespace
 
 TEST_CASE("damaged records are refused or read, and nothing else") {
-  CHECK(refusals(record().dump(), [](const std::string& text) { parse_manifest(text, "manifest.json"); }) > kRounds / 2);
+  nlohmann::json whole = record();
+  whole["options"]["plugins"] = plugins_record();
+  CHECK(refusals(whole.dump(), [](const std::string& text) { parse_manifest(text, "manifest.json"); }) > kRounds / 2);
 }
 
 TEST_CASE("damaged tokenizers are refused or read, and nothing else") {

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "backends.hpp"
 #include "moetrt/error.hpp"
 #include "record.hpp"
 
@@ -47,6 +48,40 @@ TEST_CASE("a provider is a name, or a name and what it is opened with") {
   CHECK(refusal([](json& changed) { changed["options"]["providers"] = json::array({json::array({"CUDAExecutionProvider", 3})}); }).find(".providers is '3'") != std::string::npos);
 }
 
+TEST_CASE("a record names the library of plugins that its engines need, or none") {
+  CHECK_FALSE(parse_manifest(record().dump(), "manifest.json").plugins);
+  json data = record();
+  data["options"]["plugins"] = nullptr;
+  CHECK_FALSE(parse_manifest(data.dump(), "manifest.json").plugins);
+  data["options"]["plugins"] = plugins_record();
+  CHECK(parse_manifest(data.dump(), "manifest.json").plugins == PluginLibrary{"libmoetrt-plugins.so", "1", std::string(64, 'a')});
+  const auto changed = [](const char* field, const json& value) {
+    return refusal([&](json& whole) {
+      whole["options"]["plugins"] = plugins_record();
+      whole["options"]["plugins"][field] = value;
+    });
+  };
+  CHECK(changed("library", "../lib.so") == "manifest.json.options.plugins names the file '../lib.so', which does not lie beside it.");
+  CHECK(changed("version", 1) == "manifest.json.options.plugins.version is '1', where str is expected.");
+  CHECK(changed("path", "/lib.so") == "manifest.json.options.plugins has the unknown field 'path'.");
+  CHECK(refusal([](json& whole) { whole["options"]["plugins"] = "lib.so"; }) == "manifest.json.options.plugins is 'lib.so', where an object is expected.");
+  CHECK(refusal([](json& whole) { whole["options"]["plugins"] = {{"library", "lib.so"}}; }) == "manifest.json.options.plugins lacks the field 'version'.");
+}
+
+TEST_CASE("plugins are TensorRT's: for engines of another backend they are refused") {
+  for (const char* backend : {"ort", "ort-cuda"}) {
+    Manifest rank;
+    rank.backend = backend;
+    try {
+      find_opener({rank}, {1, "libmoetrt-plugins.so"});
+      FAIL("nothing was thrown");
+    } catch (const Error& error) {
+      CHECK(error.what() == "the backend " + std::string(backend) + " has no use for --plugins.");
+      CHECK(error.hint() == "They are TensorRT's, for tensorrt and tensorrt-rtx.");
+    }
+  }
+}
+
 TEST_CASE("what a record should not say is refused by name") {
   CHECK(refusal([](json& data) { data["kind"] = "graphs-rank"; }) == "manifest.json is of kind 'graphs-rank', where 'engine-rank' is expected.");
   CHECK(refusal([](json& data) { data["version"] = 9; }) == "manifest.json has version 9; this moetrt reads version 1.");
@@ -62,10 +97,12 @@ TEST_CASE("what a record should not say is refused by name") {
 }
 
 TEST_CASE("whatever field is lost or of another kind, it is refused or read, and nothing else") {
-  const json whole = record().flatten();
+  json sound = record();
+  sound["options"]["plugins"] = plugins_record();
+  const json whole = sound.flatten();
   for (const auto& [pointer, value] : whole.items())
     for (const json& other : {json(nullptr), json(-1), json("x"), json::array(), json::object(), json(1e300)}) {
-      json data = record();
+      json data = sound;
       data[json::json_pointer(pointer)] = other;
       try {
         parse_manifest(data.dump(), "manifest.json");

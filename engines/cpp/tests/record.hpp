@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <string>
 
 // The record of one rank with one graph, as `moetrt build` writes it, less what running does not read.
 inline nlohmann::json record() {
@@ -16,6 +17,9 @@ inline nlohmann::json record() {
     "options": {"providers": ["CPUExecutionProvider"], "config": {"session.x": "1"}}, "lowerings": [], "refusals": {},
     "files": {"rank.onnx": {"bytes": 3, "sha256": "s"}}, "request": "r", "tools": {}, "quantization": null, "kind": "engine-rank", "version": 1})");
 }
+
+// What engines' options say of the library of plugins that they were built with.
+inline nlohmann::json plugins_record() { return {{"library", "libmoetrt-plugins.so"}, {"version", "1"}, {"sha256", std::string(64, 'a')}}; }
 
 // A tokenizer.json with a token of each kind and two merges.
 inline nlohmann::json tokenizer_record() {

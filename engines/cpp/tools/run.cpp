@@ -31,6 +31,7 @@ constexpr const char* kUsage =
     "  --ignore-eos         Go on after the end-of-sequence token.\n"
     "  --stream             Print text as it comes.\n"
     "  --threads THREADS    Threads in all; ranks share them.  [default: the cores]\n"
+    "  --plugins FILE       Library of TensorRT plugins that ENGINES were built with.  [default: the file of its name in ENGINES]\n"
     "  --onnxruntime FILE   ONNX Runtime's shared library.  [default: libonnxruntime.so.1]\n"
     "  --oniguruma FILE     Oniguruma's shared library, which reading text needs.  [default: libonig.so.5]\n"
     "  --logits FILE        Write the prompt's logits, float32 (tokens, vocab), and generate nothing.\n"
@@ -42,7 +43,7 @@ struct UsageError : std::runtime_error {
 };
 
 struct Request {
-  std::string engines, onnxruntime, oniguruma, logits;
+  std::string engines, onnxruntime, oniguruma, plugins, logits;
   std::optional<std::string> prompt;
   std::vector<std::int64_t> token_ids;
   moetrt::Generation generation;
@@ -77,6 +78,7 @@ Request parse(const std::vector<std::string>& words) {
       {"--threads", [&](const std::string& text) { made.threads = number<int>("--threads", text); }},
       {"--onnxruntime", [&](const std::string& text) { made.onnxruntime = text; }},
       {"--oniguruma", [&](const std::string& text) { made.oniguruma = text; }},
+      {"--plugins", [&](const std::string& text) { made.plugins = text; }},
       {"--logits", [&](const std::string& text) { made.logits = text; }},
   };
   const std::map<std::string, bool*> flags{{"--ignore-eos", &made.generation.ignore_eos}, {"--json", &made.json}, {"--stream", &made.stream}, {"--help", &made.help}};
@@ -172,7 +174,7 @@ int main(int count, char** words) {
       return 0;
     }
     if (!request.onnxruntime.empty()) moetrt::Runtime::open(request.onnxruntime);  // else when the engines turn out to need it
-    moetrt::Chain chain = moetrt::Chain::load(request.engines, request.threads);
+    moetrt::Chain chain = moetrt::Chain::load(request.engines, {request.threads, request.plugins});
     const auto text = request.prompt || request.logits.empty() ? tokenizer(request, chain) : std::nullopt;
     const std::vector<std::int64_t> prompt = request.prompt && text ? text->encode(*request.prompt) : request.token_ids;
     request.logits.empty() ? generate(request, prompt, text, chain) : write_logits(request, prompt, chain);

@@ -33,8 +33,11 @@ struct Generation {
 
 class Chain {
  public:
-  // Opens the engines in `folder`. :param threads: of the host in all, which ranks have in turn; the cores at hand when 0.
-  // Throws Error: ranks are missing, damaged or not made for each other, or the backend does not run here.
+  // Opens the engines in `folder`.
+  // Throws Error: ranks are missing, damaged or not made for each other, the backend does not run here, or plugins are not those of the engines.
+  static Chain load(const std::filesystem::path& folder, const LoadOptions& options);
+
+  // The same with nothing but threads to say.
   static Chain load(const std::filesystem::path& folder, int threads = 0);
 
   // The same, by an opener of the caller's. :param joined: let ranks run as the joined graph, where there is one.

@@ -73,6 +73,15 @@ struct Provider {
   std::map<std::string, std::string> options;
 };
 
+// The library of TensorRT plugins that engines were built with; without it TensorRT cannot open them.
+struct PluginLibrary {
+  std::string name;     // of its file
+  std::string version;  // of its plugins
+  std::string sha256;
+
+  bool operator==(const PluginLibrary&) const = default;
+};
+
 // One rank's engines: `rank-NN/manifest.json`.
 struct Manifest {
   std::filesystem::path folder;
@@ -89,6 +98,7 @@ struct Manifest {
   std::vector<std::pair<std::string, std::string>> config;  // ONNX Runtime's session configuration entries
   std::string optimization = "all";
   std::vector<Provider> providers;  // the preferred first
+  std::optional<PluginLibrary> plugins;
   std::map<std::string, Stamp> files;
   std::vector<std::pair<std::string, std::string>> identity;  // what the ranks of a set must share, by name
 

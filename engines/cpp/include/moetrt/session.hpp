@@ -44,6 +44,12 @@ class Session {
   [[nodiscard]] virtual std::shared_ptr<Memory> memory() const { return nullptr; }
 };
 
+// How engines are opened.
+struct LoadOptions {
+  int threads = 0;                // of the host in all, which ranks have in turn; the cores at hand when 0
+  std::filesystem::path plugins;  // the library of TensorRT plugins that they were built with; when empty, the file of its name beside them
+};
+
 // A graph to be opened.
 struct Opening {
   std::filesystem::path graph;  // its file; weights lie where it says

@@ -115,11 +115,26 @@ class Engine : public ICudaEngine, public CudaEngineStubs {
   Plan plan_;
 };
 
+// A runtime's own: what is loaded into it no other runtime has. Of a file called so it takes no plugins.
+class Registry : public PluginRegistryStubs {
+ public:
+  PluginLibraryHandle loadLibrary(AsciiChar const* path) noexcept override {
+    world().tell(std::string("loadLibrary ") + path);
+    if (std::string(path).find("refused") != std::string::npos) return nullptr;
+    loaded += std::string(" ") + path;
+    return this;
+  }
+
+  std::string loaded;
+};
+
 class Runtime : public IRuntime, public RuntimeStubs {
  public:
   explicit Runtime(ILogger* log) : log_(log) { mImpl = this; }
   IRuntime* getPImpl() noexcept override { return this; }
+  IPluginRegistry& getPluginRegistry() noexcept override { return registry_; }
   ICudaEngine* deserializeCudaEngine(void const* data, size_t size) noexcept override {
+    world().tell("deserialize" + registry_.loaded);
     std::istringstream text(std::string(static_cast<const char*>(data), size));
     Plan plan;
     if (text >> plan.vocab >> plan.context >> plan.ranks >> plan.rank >> plan.fails_at) return new Engine(plan);
@@ -129,6 +144,7 @@ class Runtime : public IRuntime, public RuntimeStubs {
 
  private:
   ILogger* log_;
+  Registry registry_;
 };
 
 }  // namespace fake
