@@ -61,7 +61,7 @@ std::vector<fs::path> find_plugins(const std::vector<Manifest>& ranks, const fs:
 }
 
 bool load_plugins(nvinfer1::IRuntime& runtime, const fs::path& library) {
-  static std::mutex one_at_a_time;  // TensorRT does not say that ranks may do so at once
+  static std::mutex one_at_a_time;  // ranks come at once, which neither TensorRT nor a library of plugins need expect
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   return runtime.getPluginRegistry().loadLibrary(library.c_str()) != nullptr;
 }
