@@ -13,6 +13,8 @@ TENSORRT_ROOT ?=
 PLUGINS   ?=
 # More options of benchmarks/speed.py, such as --get-llama-cpp.
 SPEED     ?=
+# How long cpp-fuzz looks, over all readers.
+SECONDS   ?= 60
 
 # Quantised engines of ONNX Runtime are made from float32 graphs, those of TensorRT from float16 ones; one table serves both.
 SCHEME   := $(filter int%,$(PRECISION))
@@ -35,7 +37,7 @@ READY    := .venv/.ready
 # Every backend that installs here; asked only when a recipe needs it.
 BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx)
 
-.PHONY: setup graphs calibration quantized engine engines compare cpp cpp-sanitized cpp-lint cpp-tensorrt test bench lint help
+.PHONY: setup graphs calibration quantized engine engines compare cpp cpp-sanitized cpp-lint cpp-fuzz cpp-tensorrt test bench lint help
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -87,6 +89,14 @@ cpp-sanitized: cpp ## The same under the address and undefined-behaviour sanitiz
 
 cpp-lint: setup cpp ## Check the C++ runtime, its program, the kernels' plans and the plugins by clang-tidy (engines/cpp/.clang-tidy); warnings are errors
 	$(BIN)/run-clang-tidy.py -clang-tidy-binary $(BIN)/clang-tidy -config-file engines/cpp/.clang-tidy -p build/cpp -j 2 -quiet -hide-progress '/engines/cpp/(src|tools|kernels|plugins)/.*[.]cpp$$'
+
+cpp-fuzz: setup ## Fuzz the readers of the C++ runtime for SECONDS in all, in build/cpp-fuzz (clang comes from Debian packages)
+	engines/cpp/dependencies.sh build/cpp-headers
+	engines/cpp/fuzz/clang.sh build/clang
+	cmake -S engines/cpp -B build/cpp-fuzz -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include -DMOETRT_CUDA=OFF -DBUILD_TESTING=OFF -DMOETRT_FUZZ=ON -DCMAKE_CXX_COMPILER=$(CURDIR)/build/clang/bin/clang++
+	cmake --build build/cpp-fuzz --parallel 2 --target moetrt-fuzz
+	$(BIN)/python tests/cpp/seeds.py build/cpp-fuzz/seeds
+	CLANG=build/clang engines/cpp/fuzz/run.sh build/cpp-fuzz $(SECONDS)
 
 cpp-tensorrt: cpp ## TensorRT's session against libraries that stand for TensorRT's, under the thread sanitizer, in build/cpp-tensorrt
 	cmake -S engines/cpp -B build/cpp-tensorrt $(HEADERS) -DMOETRT_CUDA=OFF -DMOETRT_SANITIZE=thread

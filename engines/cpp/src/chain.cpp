@@ -51,11 +51,14 @@ bool stretches(const Assembly& assembly) {
 }
 
 void require_one_schedule(const std::vector<Manifest>& ranks) {
+  const int tensor = ranks.front().tensor;
   for (const Manifest& rank : ranks) {
     const auto& steps = rank.assembly.steps;
-    const auto& mate = ranks[static_cast<std::size_t>(rank.rank - rank.rank % rank.tensor)].assembly.steps;
+    const auto& mate = ranks[static_cast<std::size_t>(rank.rank - rank.rank % tensor)].assembly.steps;
     if (steps.size() != mate.size() || !std::equal(steps.begin(), steps.end(), mate.begin(), [](const Step& one, const Step& other) { return one.index() == other.index(); }))
       throw Error(rank.folder.string() + " has another schedule than the ranks of its stage.", "Build the ranks of one set from one set of graphs.");
+    if (static_cast<std::size_t>(rank.rank + tensor) >= ranks.size() && !rank.assembly.sent().empty())
+      throw Error(rank.folder.string() + " sends from the last stage, which none follows.", "Its manifest is damaged; build it again.");
   }
 }
 
@@ -143,6 +146,14 @@ struct Chain::Parts {
     return there->second;
   }
 
+  // Logits of so many tokens; what a signature calls so may be of any size.
+  [[nodiscard]] Array logits(const Values& values, const std::string& name, std::size_t tokens) const {
+    Array made = found(values, name).host();
+    if (made.dtype() != "float32" || made.size() != tokens * static_cast<std::size_t>(first().vocab))
+      throw Error("the engines gave logits of another size than their vocabulary's.", "Build them again.");
+    return made;
+  }
+
   void join(std::size_t place, int begin, std::vector<Values>& values) {
     const Step& step = ranks[begin].assembly.steps[place];
     if (const auto* reduce = std::get_if<AllReduce>(&step))
@@ -212,11 +223,11 @@ Array Chain::step(const Array& token_ids, const Array& start, const Array& selec
   Values given{{"token_ids", token_ids}, {"start", start}, {"select", select}};
   if (parts_->joined) {
     parts_->joined->run(given, cache.joined);
-    return Parts::found(given, parts_->joined_logits).host();
+    return parts_->logits(given, parts_->joined_logits, select.size());
   }
   std::vector<Values> values(parts_->ranks.size(), given);
   for (int stage = 0; stage < manifest().pipeline; ++stage) parts_->walk_stage(stage, values, cache);
-  return Parts::found(values.back(), "logits").host();
+  return parts_->logits(values.back(), "logits", select.size());
 }
 
 std::vector<float> Chain::logits(std::span<const std::int64_t> token_ids) {
@@ -224,11 +235,11 @@ std::vector<float> Chain::logits(std::span<const std::int64_t> token_ids) {
   const auto tokens = static_cast<std::int64_t>(token_ids.size());
   Cache& latents = cache(1, tokens);
   std::vector<float> found;
-  found.reserve(token_ids.size() * static_cast<std::size_t>(manifest().vocab));
   for (std::int64_t begin = 0; begin < tokens; begin += kPrefill) {
     const std::int64_t count = std::min(kPrefill, tokens - begin);
     const Array ids = numbers({1, count}, {token_ids.begin() + begin, token_ids.begin() + begin + count});
     const Array made = step(ids, numbers({1}, {begin}), range(count), latents);
+    if (found.empty()) found.reserve(token_ids.size() * static_cast<std::size_t>(manifest().vocab));
     found.insert(found.end(), made.as<float>(), made.as<float>() + made.size());
   }
   return found;
@@ -293,7 +304,6 @@ Array Chain::prefill(std::span<const std::vector<std::int64_t>> prompts, Cache& 
       ending.push_back(row);
     }
     const Array logits = step(ids, numbers({rows}, std::vector<std::int64_t>(prompts.size(), begin)), select, cache);
-    if (logits.size() != result.size()) throw Error("the engines gave logits of another size than their vocabulary's.", "Build them again.");
     for (const std::size_t row : ending) std::copy_n(logits.as<float>() + row * width, width, result.as<float>() + row * width);
   }
   return result;

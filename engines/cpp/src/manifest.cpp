@@ -158,6 +158,18 @@ Step read_step(const Json& data, const std::string& where) {
   throw Error(where + ".kind is '" + kind + "', where launch, all_reduce, all_gather, send or receive is expected.", kDamaged);
 }
 
+// Every graph has a signature and every signature a graph; a state is one graph's, as its buffer has one shape.
+void require_whole(const Assembly& made, const std::string& where) {
+  std::set<std::string> states;
+  for (const auto& [name, file] : made.graphs)
+    if (!made.signatures.count(name)) throw Error(where + " has the graph '" + name + "' without a signature.", kDamaged);
+  for (const auto& [name, signature] : made.signatures) {
+    if (!made.graphs.count(name)) throw Error(where + " has the signature '" + name + "' without a graph.", kDamaged);
+    for (const State& state : signature.states)
+      if (!states.insert(state.input).second) throw Error(where + " has the state '" + state.input + "' twice.", kDamaged);
+  }
+}
+
 Assembly read_assembly(const Object& from) {
   from.only({"steps", "graphs", "signatures"});
   Assembly made;
@@ -170,6 +182,7 @@ Assembly read_assembly(const Object& from) {
     if (launch && (!made.graphs.count(launch->graph) || !made.signatures.count(launch->graph)))
       throw Error(from.where() + " launches '" + launch->graph + "', which has no graph or no signature.", kDamaged);
   }
+  require_whole(made, from.where());
   return made;
 }
 

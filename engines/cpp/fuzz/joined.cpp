@@ -1,0 +1,13 @@
+// A folder's ranks and the record of their joined graph: a set or an Error, and a joined graph or none.
+#include "folder.hpp"
+#include "moetrt/error.hpp"
+#include "moetrt/manifest.hpp"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  const std::filesystem::path folder = lay_out({reinterpret_cast<const char*>(data), size});
+  try {
+    moetrt::Joined::find(folder, moetrt::Manifest::read_set(folder));
+  } catch (const moetrt::Error&) {
+  }
+  return 0;
+}
