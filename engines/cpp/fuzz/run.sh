@@ -15,7 +15,7 @@ failed=0
 for reader in $readers; do
   log=$build/$reader.log
   mkdir -p "$build/corpus/$reader"
-  if "$build/fuzz/moetrt-fuzz-$reader" -max_total_time="$share" -timeout=10 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
+  if "$build/fuzz/moetrt-fuzz-$reader" -max_total_time="$share" -timeout=10 -rss_limit_mb=2048 -max_len=65536 -mutate_depth=2 -print_final_stats=1 \
     -dict="$(dirname "$0")/words.dict" -artifact_prefix="$build/findings/$reader-" "$build/corpus/$reader" "$build/seeds/$reader" >"$log" 2>&1; then
     executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     echo "$reader: $executions executions in $share s, $(sed -n 's/.* \(cov: [0-9]* ft: [0-9]*\) corp: \([0-9]*\).*/\1 corpus: \2/p' "$log" | tail -1), nothing found"
