@@ -1,6 +1,7 @@
 """``python seeds.py FOLDER``: what the fuzzers of the C++ readers begin with, made from engines of a tiny model and from small tokenizers."""
 
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny  # noqa: E402  (beside this folder)
 
-PLANS = ((1, 1), (2, 1), (1, 2), (2, 2))
+PLANS = ((1, 1), (2, 1), (1, 2))
 """Tensor ranks and pipeline stages."""
 TEXT = ["The nice thing about computers is that they count: 1, 12, 123.\n", "naïve café 深度求索 👩‍👧 'tis <think>so</think>\n"]
 
@@ -66,6 +67,15 @@ def write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+def lean(record: bytes) -> bytes:
+    """Without what the C++ runtime does not look into, and with short hashes: a fuzzer of whole sets should not look there either."""
+    data = json.loads(re.sub(rb"[0-9a-f]{60}([0-9a-f]{4})\b", rb"\1", record))
+    known = {"config": ("vocab", "bos", "eos"), "source": ("fingerprint",), "shard": (), "lowerings": (), "refusals": (), "tools": ()}
+    for field in data.keys() & known:
+        data[field] = {name: value for name, value in data[field].items() if name in known[field]} if isinstance(data[field], dict) else []
+    return compact(json.dumps(data))
+
+
 def compact(record: str | bytes) -> bytes:
     return json.dumps(json.loads(record), separators=(",", ":")).encode()
 
@@ -78,8 +88,8 @@ def main(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         seeds = Path(folder) / "seeds"
         for name, found in sets(Path(folder)):
-            records = [compact(record) for record in found]
-            write(seeds / "manifest" / name, records[0])
+            write(seeds / "manifest" / name, compact(found[0]))
+            records = [lean(record) for record in found]
             for reader in ("joined", "chain"):
                 # The last text is that of the joined graph, empty where there is none.
                 write(seeds / reader / name, b"\0".join(records if len(records) > 1 else [*records, b""]))

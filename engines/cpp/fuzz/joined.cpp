@@ -5,9 +5,11 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::filesystem::path folder = lay_out({reinterpret_cast<const char*>(data), size});
+  std::vector<moetrt::Manifest> ranks;
   try {
-    moetrt::Joined::find(folder, moetrt::Manifest::read_set(folder));
+    ranks = moetrt::Manifest::read_set(folder);
+    moetrt::Joined::find(folder, ranks);
   } catch (const moetrt::Error&) {
   }
-  return 0;
+  return ranks.empty() ? -1 : 0;  // what is no set is not kept to begin from: most of its children would be none either
 }

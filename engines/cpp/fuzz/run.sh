@@ -9,20 +9,24 @@ share=$((seconds / 4))
 # An array beyond memory is refused by an Error, as the allocator says so; any other allocation of that size is a finding.
 export ASAN_OPTIONS=allocator_may_return_null=1:max_allocation_size_mb=32
 [ ! -x "${CLANG:-}/bin/llvm-symbolizer" ] || export ASAN_SYMBOLIZER_PATH="$CLANG/bin/llvm-symbolizer"
-[ ! -w /dev/shm ] || export TMPDIR=/dev/shm  # inputs are written as files
+[ ! -w /dev/shm ] || TMPDIR=/dev/shm  # inputs are written as files
+TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/moetrt-fuzz-XXXXXX")
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
 mkdir -p "$build/findings"
 failed=0
 for reader in $readers; do
   log=$build/$reader.log
   mkdir -p "$build/corpus/$reader"
-  if "$build/fuzz/moetrt-fuzz-$reader" -max_total_time="$share" -timeout=10 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
+  if "$build/fuzz/moetrt-fuzz-$reader" -max_total_time="$share" -timeout=10 -rss_limit_mb=2048 -max_len=65536 -mutate_depth=2 -print_final_stats=1 \
     -dict="$(dirname "$0")/words.dict" -artifact_prefix="$build/findings/$reader-" "$build/corpus/$reader" "$build/seeds/$reader" >"$log" 2>&1; then
     executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     echo "$reader: $executions executions in $share s, $(sed -n 's/.* \(cov: [0-9]* ft: [0-9]*\) corp: \([0-9]*\).*/\1 corpus: \2/p' "$log" | tail -1), nothing found"
   else
     failed=1
     grep -A 30 -m 1 -e ERROR -e error: -e 'terminate called' "$log" >&2 || tail -20 "$log" >&2
-    echo "$reader: found $(sed -n 's/.*Test unit written to //p' "$log" | tail -1); the whole log is $log" >&2
+    found=$(sed -n 's/.*Test unit written to //p' "$log" | tail -1)
+    echo "$reader: ${found:+found }${found:-ended early}; the whole log is $log" >&2
   fi
 done
 exit $failed

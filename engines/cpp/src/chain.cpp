@@ -57,7 +57,7 @@ void require_one_schedule(const std::vector<Manifest>& ranks) {
     const auto& mate = ranks[static_cast<std::size_t>(rank.rank - rank.rank % tensor)].assembly.steps;
     if (steps.size() != mate.size() || !std::equal(steps.begin(), steps.end(), mate.begin(), [](const Step& one, const Step& other) { return one.index() == other.index(); }))
       throw Error(rank.folder.string() + " has another schedule than the ranks of its stage.", "Build the ranks of one set from one set of graphs.");
-    if (static_cast<std::size_t>(rank.rank + tensor) >= ranks.size() && !rank.assembly.sent().empty())
+    if (rank.rank + tensor >= static_cast<int>(ranks.size()) && !rank.assembly.sent().empty())
       throw Error(rank.folder.string() + " sends from the last stage, which none follows.", "Its manifest is damaged; build it again.");
   }
 }

@@ -160,13 +160,14 @@ Step read_step(const Json& data, const std::string& where) {
 
 // Every graph has a signature and every signature a graph; a state is one graph's, as its buffer has one shape.
 void require_whole(const Assembly& made, const std::string& where) {
+  const auto damaged = [&](const char* what, const std::string& name, const char* how) { return Error(where + " has the " + what + " '" + name + "' " + how + ".", kDamaged); };
   std::set<std::string> states;
   for (const auto& [name, file] : made.graphs)
-    if (!made.signatures.count(name)) throw Error(where + " has the graph '" + name + "' without a signature.", kDamaged);
+    if (!made.signatures.count(name)) throw damaged("graph", name, "without a signature");
   for (const auto& [name, signature] : made.signatures) {
-    if (!made.graphs.count(name)) throw Error(where + " has the signature '" + name + "' without a graph.", kDamaged);
+    if (!made.graphs.count(name)) throw damaged("signature", name, "without a graph");
     for (const State& state : signature.states)
-      if (!states.insert(state.input).second) throw Error(where + " has the state '" + state.input + "' twice.", kDamaged);
+      if (!states.insert(state.input).second) throw damaged("state", state.input, "twice");
   }
 }
 
