@@ -57,7 +57,7 @@ class Node {
   }
 
   [[nodiscard]] Error unread(const char* name, const std::string& known) const {
-    return Error(place(name) + " is " + shown(data_.at(name)) + "; the C++ runtime reads " + known + ".", kOnlyPython);
+    return Error(place(name) + " is " + shown(at(name)) + "; the C++ runtime reads " + known + ".", kOnlyPython);
   }
 
   [[nodiscard]] std::string place(const char* name) const { return where_ + (where_.ends_with(':') ? " " : ".") + name; }

@@ -110,3 +110,11 @@ TEST_CASE("what would give other ids is named") {
   CHECK_THROWS_WITH_AS(parse_tokenizer(record.dump(), "t"),
                        "t: pre_tokenizer.pretokenizers[1].type is \"Metaspace\"; the C++ runtime reads \"Split\", \"Digits\" and \"ByteLevel\".", Error);
 }
+
+TEST_CASE("a part of a sequence that has no type is refused") {
+  for (const auto& [part, list] : {std::pair("normalizer", "normalizers"), std::pair("pre_tokenizer", "pretokenizers")}) {
+    nlohmann::json record = tokenizer_record();
+    record[part][list] = nlohmann::json::parse("[{}]");
+    CHECK_THROWS_WITH_AS(parse_tokenizer(record.dump(), "t"), (std::string("t: ") + part + "." + list + "[0] lacks 'type'.").c_str(), Error);
+  }
+}
