@@ -14,7 +14,7 @@ def test_a_node_tells_its_lowering_its_refusals_and_what_was_not_asked(moetrt, b
     (story,) = answer["stories"]
     assert (story["op"], story["chosen"], story["count"], story["ranks"]) == ("QuantizedExperts", "gather_ort", 2, [0, 1])
     assert "rounded by static scales" in story["refused"]["qmoe_ort"]
-    assert story["untried"] == ["inline"]
+    assert story["untried"] == ["plugin_tensorrt", "inline"]
 
 
 @pytest.mark.parametrize(
