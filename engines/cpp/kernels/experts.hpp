@@ -8,8 +8,9 @@
 
 namespace moetrt::kernels {
 
-constexpr int kRowThreads = 256;    // of a block that works on rows
-constexpr int kColumnsAThread = 4;  // that one of them sums
+constexpr int kRowThreads = 256;                 // of a block that works on rows
+constexpr int kColumnsAThread = 4;               // that one of them sums
+constexpr float kLeastRange = 6.103515625e-05f;  // of a token, 2^-14: FLOOR in exporter/ops/quantized_experts.py
 
 enum class Numbers { float32, float16, bfloat16 };
 

@@ -41,7 +41,7 @@ struct Rounded {
 Rounded rounded(const std::vector<float>& row, const float* fixed) {
   float largest = 0;
   for (const float value : row) largest = std::max(largest, std::abs(value));
-  const float scale = fixed ? *fixed : std::max(largest, 6.103515625e-05f) / 127.0f;
+  const float scale = fixed ? *fixed : std::max(largest, kLeastRange) / 127.0f;
   Rounded made{{}, scale};
   for (const float value : row) made.values.push_back(static_cast<int>(std::clamp(std::nearbyint(value / scale), -128.0f, 127.0f)));
   return made;

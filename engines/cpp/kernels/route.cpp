@@ -88,7 +88,7 @@ void reference(const RouteParams& params, const RoutePointers& pointers) {
       const int expert = chosen[static_cast<std::size_t>(place)];
       const float weight = scores[static_cast<std::size_t>(expert)];
       pointers.experts[static_cast<std::ptrdiff_t>(token) * params.top_k + place] = expert;
-      pointers.weights[static_cast<std::ptrdiff_t>(token) * params.top_k + place] = (params.normalize ? weight / (total + 1e-20f) : weight) * params.scale;
+      pointers.weights[static_cast<std::ptrdiff_t>(token) * params.top_k + place] = (params.normalize ? weight / (total + kEpsilon) : weight) * params.scale;
     }
   }
 }

@@ -98,7 +98,7 @@ MOETRT_KERNEL(kRouteWarps* kWarp) route_kernel(RouteParams params, RoutePointers
   }
   sync_warp();
   for (int place = lane(); place < params.top_k; place += kWarp) {
-    const float weight = scores[chosen[place]], share = params.normalize ? quotient(weight, sum(total, 1e-20f)) : weight;
+    const float weight = scores[chosen[place]], share = params.normalize ? quotient(weight, sum(total, kEpsilon)) : weight;
     pointers.experts[static_cast<std::int64_t>(token) * params.top_k + place] = chosen[place];
     pointers.weights[static_cast<std::int64_t>(token) * params.top_k + place] = product(share, params.scale);
   }

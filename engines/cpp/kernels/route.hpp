@@ -7,7 +7,8 @@
 
 namespace moetrt::kernels {
 
-constexpr int kRouteWarps = 4;  // of a block, each with a token
+constexpr int kRouteWarps = 4;      // of a block, each with a token
+constexpr float kEpsilon = 1e-20f;  // added to the sum that weights are divided by: EPSILON in exporter/ops/route.py
 
 enum class Scoring { sigmoid, softmax };
 enum class GroupScore { top2, max };

@@ -7,8 +7,6 @@
 
 namespace moetrt::kernels {
 
-constexpr float kFloor = 6.103515625e-05f;  // 2^-14, the least range of a token: exporter/ops/quantized_experts.py
-
 // A slot is a token's place for one of its experts; a row is a slot whose expert is here, rows being sorted by expert and then by slot.
 struct Sorting {
   const std::int64_t* experts;  // by slot
@@ -104,7 +102,7 @@ MOETRT_DEVICE void round_row(const Number* row, int width, const Number* fixed, 
       }
     }
     largest = largest_of_block(largest, reinterpret_cast<float*>(shared_memory()));
-    step = quotient(largest > kFloor ? largest : kFloor, 127.0f);
+    step = quotient(largest > kLeastRange ? largest : kLeastRange, 127.0f);
   }
   for (int four = thread(); four < width / 4; four += threads()) {
     const Four<Number> numbers = from[four];
