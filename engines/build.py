@@ -39,7 +39,7 @@ class EngineRequest:
     fast: bool = False
     """Take kernels that round activations in their own way, where the backend has them."""
     plugins: Path | None = None
-    """The library of our TensorRT plugins, for the backends that take them."""
+    """A library of our own kernels: TensorRT's plugins, or ONNX Runtime's ops; it is put beside the engines."""
     jobs: int = 1
     """Ranks at a time, each in a process of its own; 1 builds in this process. The engines are the same."""
     dry_run: bool = False
@@ -87,7 +87,7 @@ def build_engines(request: EngineRequest, progress: RankProgress = silent) -> En
     if request.fast and not backend.substitutes:
         raise UsageError(f"the backend {request.backend} has no kernels that --fast would take.", hint="It is for ort.")
     if request.plugins and not backend.takes_plugins:
-        raise UsageError(f"the backend {request.backend} has no use for --plugins.", hint="They are TensorRT's, for tensorrt and tensorrt-rtx.")
+        raise UsageError(f"the backend {request.backend} has no use for --plugins.", hint="They are for ort, tensorrt and tensorrt-rtx.")
     ranks = records.read_wanted(GraphsRank, request.graphs, request.rank)
     for record in ranks.values():
         _require_buildable(request, backend, record)
@@ -98,9 +98,18 @@ def build_engines(request: EngineRequest, progress: RankProgress = silent) -> En
     if request.dry_run:
         return EngineReceipt(request.output, request.backend, tuple(todo), kept, 0, dry_run=True)
     sizes = _build_ranks(request, {rank: (ranks[rank], wanted[rank]) for rank in todo}, progress)
-    shared = records.share_text(request.graphs, request.output) | write_joined(request.output)
+    shared = records.share_text(request.graphs, request.output) | write_joined(request.output) | _share_library(request)
     records.write_set("engines", EngineRank, request.output, shared)
     return EngineReceipt(request.output, request.backend, tuple(todo), kept, sum(sizes.values()))
+
+
+def _share_library(request: EngineRequest) -> dict[str, FileStamp]:
+    """Put the library of kernels beside the engines that need it."""
+    if not request.plugins:
+        return {}
+    target = request.output / request.plugins.name
+    files.write_bytes(target, request.plugins.read_bytes())
+    return {target.name: records.stamp(target)}
 
 
 def _require_buildable(request: EngineRequest, backend: Backend, record: GraphsRank) -> None:

@@ -23,7 +23,7 @@ from .runtime.loading import load
 @click.option("--max-batch", type=click.IntRange(1), default=4, show_default=True, metavar="ROWS", help="Rows at a time.")
 @click.option("--compute-capability", "compute_capabilities", multiple=True, metavar="X.Y", help="GPU generation to compile for, such as 8.9; may be repeated.  [default: the library's]")
 @click.option("--fast", is_flag=True, help="Take kernels that round activations in their own way; the manifest says so.")
-@click.option("--plugins", type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path), metavar="FILE", help="Library of moetrt's TensorRT plugins: routing and experts run on its kernels.")
+@click.option("--plugins", type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path), metavar="FILE", help="Library of moetrt's own kernels: libmoetrt-ops.so for ort, libmoetrt-plugins.so for TensorRT.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="RANKS", help="Ranks to build at a time, a process each; memory is needed for as many.")
 @options.rank
 @options.dry_run
@@ -47,12 +47,13 @@ def build(graphs: Path, output: Path, quiet: bool, **asked: object) -> None:
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-sequence token.")
 @click.option("--stream", is_flag=True, help="Print text as it comes.")
 @click.option("--threads", type=click.IntRange(1), metavar="THREADS", help="Threads in all; ranks share them.  [default: the cores]")
+@click.option("--plugins", type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path), metavar="FILE", help="Library of kernels that ENGINES were built with.  [default: the one beside them]")
 @options.json_output
-def run(engines: Path, prompt: str | None, token_ids: str | None, stream: bool, as_json: bool, threads: int | None, **asked: Any) -> None:
+def run(engines: Path, prompt: str | None, token_ids: str | None, stream: bool, as_json: bool, threads: int | None, plugins: Path | None, **asked: Any) -> None:
     """Generate tokens with ENGINES, all ranks in this process."""
     from .generation import GenerationRequest, generate_text
 
-    with load(engines, threads=threads) as chain:
+    with load(engines, threads=threads, plugins=plugins) as chain:
         show = partial(click.echo, nl=False) if stream and not as_json else None
         if chain.fast:
             click.echo(f"note: built with --fast: {chain.fast}.", err=True)

@@ -33,7 +33,7 @@ class RankBuild:
     fast: bool = False
     """Whether kernels may be taken that round in their own way."""
     plugins: Path | None = None
-    """The library of our TensorRT plugins, where ops are to be those."""
+    """The library of our own kernels, where ops are to be those."""
     progress: Progress = field(default=silent, compare=False)
 
 

@@ -20,6 +20,7 @@ from ..runtime.session import AS_WRITTEN, providers_of
 from ..runtime.session import CUDA as CUDA_PROVIDER
 from .contract import Backend, RankBuild, RankEngines
 from .derived import DERIVED, refer, write_derived
+from .plugins import OPS_LIBRARY, record_of, with_ops
 
 if TYPE_CHECKING:
     import onnx
@@ -75,6 +76,8 @@ def build(able: Capabilities, request: RankBuild) -> RankEngines:
     """Lower each graph of the rank's assembly, and open it once to see that ONNX Runtime takes it."""
     import onnx
 
+    needed = record_of(request.plugins, OPS_LIBRARY) if request.plugins else None
+    given, able = able, with_ops(able) if needed else able
     assembly, refusals = _assembly(request.record)
     name, record = request.record.weights, request.record
     _link(request.source / name, request.folder / name)
@@ -90,15 +93,15 @@ def build(able: Capabilities, request: RankBuild) -> RankEngines:
     opens = able.backend == "ort" or CUDA_PROVIDER in _providers()
     for number, ((launch, file), graph) in enumerate(zip(assembly.graphs.items(), graphs, strict=True)):
         request.progress(launch, PHASE * (2 + number / len(made)))
-        _write_graph(graph, places, request.folder / file, able)
+        _write_graph(graph, places, request.folder / file, given)
         if opens:
-            _try_open(request.folder / file, providers_of(OPTIONS[able.backend]))
+            _try_open(request.folder / file, providers_of(OPTIONS[able.backend]), request.plugins)
     if not opens:
         refusals["opening"] = "ONNX Runtime has no CUDAExecutionProvider here: these graphs were written, not opened"
     options = dict(OPTIONS[able.backend])
-    if able is CUDA and len(assembly.graphs) == 1:
+    if given is CUDA and len(assembly.graphs) == 1:
         options["providers"] = [[CUDA_PROVIDER, CUDA_OPTIONS | {"enable_cuda_graph": "1"}], "CPUExecutionProvider"]
-    options |= ({"fast": FAST} if request.fast else {})
+    options |= ({"fast": FAST} if request.fast else {}) | ({"plugins": needed} if needed else {})
     options |= {"config": AS_WRITTEN | DEQUANTISED} if _is_weights_alone(record) else {}
     return RankEngines(assembly, options, tuple(one for _, records in made for one in records), refusals, stamps)
 
@@ -128,7 +131,7 @@ def _write_graph(lowered: "onnx.ModelProto", places: dict[str, Placed], target: 
     files.write_bytes(target, lowered.SerializeToString(deterministic=True))
 
 
-def _try_open(path: Path, providers: list[Any]) -> None:
+def _try_open(path: Path, providers: list[Any], library: Path | None) -> None:
     """Open a session as cheaply as can be: no optimisation and no repacking, so that weights stay mapped."""
     import onnxruntime
 
@@ -138,6 +141,8 @@ def _try_open(path: Path, providers: list[Any]) -> None:
     options.log_severity_level = 4
     options.add_session_config_entry("session.disable_prepacking", "1")
     try:
+        if library:
+            options.register_custom_ops_library(str(library))
         onnxruntime.InferenceSession(path, options, providers=providers)
     except Exception as cause:  # ONNX Runtime's exceptions share no base of their own
         raise BuildError(f"ONNX Runtime cannot open {path.name}: {cause}") from cause
@@ -153,7 +158,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _backend(able: Capabilities, provider: str) -> Backend:
     name, libraries = able.backend, tuple((library,) for library in LIBRARIES)
-    return Backend(able, partial(tools, name), partial(build, able), substitutes=True, derives=True, libraries=libraries, provider=provider)
+    return Backend(able, partial(tools, name), partial(build, able), substitutes=True, derives=True, takes_plugins=able is CPU, libraries=libraries, provider=provider)
 
 
 ORT = _backend(CPU, "CPUExecutionProvider")

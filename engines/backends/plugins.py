@@ -1,13 +1,18 @@
-"""The library of our TensorRT plugins (``engines/cpp/plugins``): found, held against this version, and given to TensorRT."""
+"""Libraries of our kernels: TensorRT's plugins (``engines/cpp/plugins``) and ONNX Runtime's ops (``engines/cpp/ops``).
+
+Each is held against this version, and TensorRT is given its own.
+"""
 
 import ctypes
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from exporter.errors import BuildError
+from exporter.lowering.packed_ort import OPS
+from exporter.lowering.panels import OPS_VERSION
 from exporter.lowering.plugin_tensorrt import NAMESPACE, PLUGINS, VERSION, kernel
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
@@ -15,32 +20,52 @@ from exporter.plan.capabilities import Capabilities
 HALVES = frozenset({"fp16", "bf16"})
 COMPUTES = {kernel("Experts"): HALVES, kernel("QuantizedExperts"): HALVES | {"fp32"}}
 """Plugin → precisions that it computes in, where those are not all of the backend's."""
-MAKE_IT = "Build it with `make cpp TENSORRT_ROOT=…` (docs/kernels.md)."
 UNVERSIONED = "libtensorrt_rtx.so"
 """TensorRT-RTX 1.7 asks for this name when a plugin is met, and ends the process where it is not there. Its wheel has ``.so.1`` alone."""
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a library is for, and how it is told from others."""
+
+    what: str
+    symbol: str
+    """A function of the library that gives its version."""
+    version: str
+    """Of this moetrt's lowerings."""
+    hint: str
+
+
+PLUGIN_LIBRARY = Kind("TensorRT plugins", "moetrt_plugins_version", VERSION, "Build it with `make cpp TENSORRT_ROOT=…` (docs/kernels.md).")
+OPS_LIBRARY = Kind("ops for ONNX Runtime", "moetrt_ops_version", OPS_VERSION, "Build it with `make cpp`: build/cpp/libmoetrt-ops.so (docs/kernels.md).")
+
+
 def with_plugins(able: Capabilities) -> Capabilities:
-    """What a backend can do with the library at hand."""
+    """What TensorRT can do with the library at hand."""
     return replace(able, kernels=able.kernels | set(map(kernel, PLUGINS)), kernel_dtypes={**able.kernel_dtypes, **COMPUTES})
 
 
-def record_of(library: Path) -> dict[str, str]:
+def with_ops(able: Capabilities) -> Capabilities:
+    """What ONNX Runtime can do with the library at hand."""
+    return replace(able, kernels=able.kernels | OPS)
+
+
+def record_of(library: Path, kind: Kind) -> dict[str, str]:
     """What an engine's manifest says of the library that it needs.
 
-    :raises BuildError: it cannot be loaded, or is of another version.
+    :raises BuildError: it cannot be loaded, is another kind of library, or of another version.
     """
-    version = _version(library)
-    if version != VERSION:
-        raise BuildError(f"{library} has plugins of version {version}; this moetrt lowers for version {VERSION}.", hint=MAKE_IT)
+    version = _version(library, kind)
+    if version != kind.version:
+        raise BuildError(f"{library} has {kind.what} of version {version}; this moetrt lowers for version {kind.version}.", hint=kind.hint)
     return {"library": library.name, "version": version, "sha256": files.sha256_file(library)}
 
 
-def _version(library: Path) -> str:
+def _version(library: Path, kind: Kind) -> str:
     try:
-        told = ctypes.CDLL(str(library)).moetrt_plugins_version
+        told = getattr(ctypes.CDLL(str(library)), kind.symbol)
     except (OSError, AttributeError) as cause:
-        raise BuildError(f"{library} is no library of moetrt's plugins that can be loaded here: {cause}.", hint=MAKE_IT) from cause
+        raise BuildError(f"{library} is no library of moetrt's {kind.what} that can be loaded here: {cause}.", hint=kind.hint) from cause
     told.restype = ctypes.c_char_p
     return told().decode()
 
@@ -57,7 +82,7 @@ def register(trt: ModuleType, library: Path) -> None:
     there = {creator.name for creator in registry.all_creators if getattr(creator, "plugin_namespace", None) == NAMESPACE}
     missing = [name for name in PLUGINS if name not in there]
     if missing:
-        raise BuildError(f"{trt.__name__} {trt.__version__} does not see the plugins {', '.join(missing)} of {library}.", hint=MAKE_IT)
+        raise BuildError(f"{trt.__name__} {trt.__version__} does not see the plugins {', '.join(missing)} of {library}.", hint=PLUGIN_LIBRARY.hint)
 
 
 def _require_unversioned(trt: Any) -> None:

@@ -25,7 +25,7 @@ from .contract import Backend, Progress, RankBuild, RankEngines
 from .derived import DERIVED, refer, write_derived
 from .emitted import Emitted, read_layers
 from .parsed import Parsed, read_network
-from .plugins import record_of, register, with_plugins
+from .plugins import PLUGIN_LIBRARY, record_of, register, with_plugins
 
 if TYPE_CHECKING:
     import onnx
@@ -125,7 +125,7 @@ def build(backend: str, request: RankBuild) -> RankEngines:
     """One engine per graph of the rank's whole assembly; beside it, what the parser took and what the compiler made of it."""
     assembly, quantised = request.record.whole, request.record.quantization
     able = find_capabilities(backend)
-    needed = record_of(request.plugins) if request.plugins else None
+    needed = record_of(request.plugins, PLUGIN_LIBRARY) if request.plugins else None
     if request.plugins:
         able = with_plugins(able)
         register(library(backend), request.plugins)

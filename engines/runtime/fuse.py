@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 GIVEN = ("token_ids", "start", "select")
 """Inputs that all ranks share."""
-MADE = re.compile(r"(\.rows|\.scale)*$")
+MADE = re.compile(r"(\.rows|\.panels|\.scale)*$")
 """What names of tensors that are made of a weight end in."""
 
 

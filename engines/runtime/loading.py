@@ -5,25 +5,29 @@ import os
 import time
 from pathlib import Path
 
-from exporter.errors import LoadError
+from exporter.errors import LoadError, UsageError
+from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.manifest import EngineRank, GraphsRank
 
 from .chain import Chain, RankRunner
-from .session import AS_WRITTEN
+from .session import AS_WRITTEN, LIBRARY
 
 log = logging.getLogger(__name__)
+SHOWN = 12
+"""Digits of a hash that are shown."""
 RUNNABLE = ("ort", "ort-cuda")
 """Backends whose engines this runtime can run."""
 
 
-def load(path: str | Path, verify: bool = False, threads: int | None = None, joined: bool = True) -> Chain:
+def load(path: str | Path, verify: bool = False, threads: int | None = None, joined: bool = True, plugins: Path | None = None) -> Chain:
     """A chain of the engines in ``path``; or of portable graphs, which run as they are on stock ONNX Runtime.
 
     :param verify: recompute every hash; otherwise sizes are checked.
     :param threads: threads in all, which ranks have in turn. The cores at hand when None.
     :param joined: let ranks of one CPU run as one graph, which reads what all of them hold from the first of them; False: each
         rank computes from its own files alone, as it would on a machine of its own.
+    :param plugins: the library of ops that the engines were built with, where it is not the file of its name beside them.
     :raises LoadError: ranks are missing, damaged or not made for each other, or the backend does not run here.
     """
     folder, began = Path(path), time.perf_counter()
@@ -31,7 +35,8 @@ def load(path: str | Path, verify: bool = False, threads: int | None = None, joi
     for rank, record in ranks.items():
         records.check_files(folder / records.rank_folder(rank), record.files, verify)
     cores = threads or os.cpu_count() or 1
-    runners = {rank: _runner(folder / records.rank_folder(rank), record, cores) for rank, record in sorted(ranks.items())}
+    library = _library(folder, ranks, plugins)
+    runners = {rank: _runner(folder / records.rank_folder(rank), record, cores, library) for rank, record in sorted(ranks.items())}
     first = ranks[0]
     chain = Chain(folder, ranks, runners, first.max_context if isinstance(first, EngineRank) else first.config.positions, joined)
     backend = first.backend if isinstance(first, EngineRank) else "portable graphs"
@@ -49,7 +54,7 @@ def read_set(folder: Path) -> dict[int, EngineRank] | dict[int, GraphsRank]:
     return ranks
 
 
-def _runner(folder: Path, record: EngineRank | GraphsRank, threads: int) -> RankRunner:
+def _runner(folder: Path, record: EngineRank | GraphsRank, threads: int, library: dict[str, str]) -> RankRunner:
     if isinstance(record, GraphsRank):
         if record.weights is None:
             raise LoadError(f"{folder} holds graphs without weights.", hint="Export again without --graphs-only.")
@@ -60,4 +65,23 @@ def _runner(folder: Path, record: EngineRank | GraphsRank, threads: int) -> Rank
             f"{folder} holds engines of {record.backend}, which this runtime cannot run: it has no TensorRT session yet.",
             hint=f"Build with --backend {' or '.join(RUNNABLE)} to run here; TensorRT engines are built and checked only.",
         )
-    return RankRunner(record.rank, folder, record.assembly, record.options, threads)
+    return RankRunner(record.rank, folder, record.assembly, record.options | library, threads)
+
+
+def _library(folder: Path, ranks: dict[int, EngineRank] | dict[int, GraphsRank], given: Path | None) -> dict[str, str]:
+    """The option that names the library of ops, where the engines need one; it is the one that they were built with, to the byte."""
+    needed = {(wanted["library"], wanted["version"], wanted["sha256"]) for record in ranks.values() if (wanted := getattr(record, "options", {}).get("plugins"))}
+    if not needed:
+        if given:
+            raise UsageError(f"{folder} holds engines that need no library of kernels, but {given} is given.", hint="Leave --plugins out.")
+        return {}
+    library = given or folder / next(iter(needed))[0]
+    found = files.sha256_file(library) if library.is_file() else None
+    for name, version, wanted in needed:
+        if found != wanted:
+            problem = f"has the sha256 {found[:SHOWN]}" if found else "is missing"
+            raise LoadError(
+                f"{library} {problem}; {folder} holds engines that were built with {name}, plugins of version {version}, sha256 {wanted[:SHOWN]}.",
+                hint="Give that library by --plugins FILE, or build the engines again with `moetrt build --plugins` and the library at hand.",
+            )
+    return {LIBRARY: str(library.resolve())}

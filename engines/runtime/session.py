@@ -21,6 +21,8 @@ WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 KEPT = 8
 """Shapes of run whose buffers are kept: beyond that, none is."""
 CUDA = "CUDAExecutionProvider"
+LIBRARY = "library"
+"""In an engine's options once it is loaded: the path of the library of ops that its graphs need."""
 LEVELS = {"all": "ORT_ENABLE_ALL", "basic": "ORT_ENABLE_BASIC", "none": "ORT_DISABLE_ALL"}
 """``graph_optimization_level`` in an engine's options → ONNX Runtime's name for it."""
 
@@ -133,6 +135,8 @@ def _open(ort: Any, path: Path | bytes, threads: int, options: dict[str, Any]) -
     made.intra_op_num_threads, made.inter_op_num_threads = threads, 1
     made.log_severity_level = 3
     made.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[options.get("graph_optimization_level", "all")])
+    if library := options.get(LIBRARY):
+        made.register_custom_ops_library(library)
     for key, value in options.get("config", {}).items():
         made.add_session_config_entry(key, str(value))
     if wanted == CUDA:

@@ -20,6 +20,7 @@ from .identity import IDENTITY
 from .inline import INLINE
 from .linear_ort import LINEAR, NBITS_ORT, is_linear
 from .moe_ort import MOE_ORT
+from .packed_ort import PACKED_EXPERTS, PACKED_FEED_FORWARD, PACKED_LINEAR, PACKED_ROUTE
 from .plugin_tensorrt import PLUGIN_TENSORRT
 from .qmoe_ort import QMOE_ORT
 from .rewrite import Context, Derived, Lowerer, Refusal, Replacement
@@ -32,10 +33,10 @@ log = logging.getLogger(__name__)
 __all__ = ["LOWERINGS", "Context", "Derived", "Lowerer", "Refusal", "Replacement", "all_nodes", "lower", "reads"]
 
 LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
-    "Route": (ROUTER_ORT, PLUGIN_TENSORRT, INLINE),
+    "Route": (PACKED_ROUTE, ROUTER_ORT, PLUGIN_TENSORRT, INLINE),
     "Experts": (MOE_ORT, PLUGIN_TENSORRT, INLINE),
-    "QuantizedExperts": (QMOE_ORT, GATHER_ORT, PLUGIN_TENSORRT, INLINE),
-    LINEAR: (NBITS_ORT, AS_WRITTEN),
+    "QuantizedExperts": (PACKED_EXPERTS, QMOE_ORT, GATHER_ORT, PLUGIN_TENSORRT, INLINE),
+    LINEAR: (PACKED_FEED_FORWARD, PACKED_LINEAR, NBITS_ORT, AS_WRITTEN),
     # Never inlined: a rank's body sees one rank, and an engine of several would be wrong in silence.
     "AllReduce": (IDENTITY, DIST_COLLECTIVE),
     "AllGather": (IDENTITY, DIST_COLLECTIVE),

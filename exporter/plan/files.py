@@ -19,6 +19,9 @@ from ..errors import ExportError, LoadError, MoetrtError
 
 log = logging.getLogger(__name__)
 Record = TypeVar("Record")
+AT_ONCE = 1 << 24
+"""Bytes that are written at a time: Linux keeps what is written in small pieces in small pages, which whoever maps the file then reads at
+two thirds of the speed."""
 LARGE = 1 << 20
 """Bytes from which the writing of a file is worth a message."""
 
@@ -159,7 +162,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     partial, began = path.with_name(f".{path.name}.{os.getpid()}.partial"), time.perf_counter()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w+b") as file:
+        with open(partial, "w+b", buffering=AT_ONCE) as file:
             yield file
         _tell_written(partial, path, time.perf_counter() - began)
         os.replace(partial, path)

@@ -1,0 +1,310 @@
+// The library that ONNX Runtime loads: each op with its inputs read and checked, and handed to what computes it.
+#define ORT_API_MANUAL_INIT
+#include <onnxruntime/onnxruntime_cxx_api.h>
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "experts.hpp"
+#include "linear.hpp"
+#include "moetrt/error.hpp"
+#include "route.hpp"
+
+#define MOETRT_SEEN __attribute__((visibility("default")))
+
+namespace moetrt::ops {
+namespace {
+
+constexpr const char* kDomain = "moetrt";
+constexpr const char* kVersion = "1";  // of the ops and of how they read matrices: OPS_VERSION in exporter/lowering/panels.py
+
+using Type = ONNXTensorElementDataType;
+constexpr Type kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, kBytes = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, kIds = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+
+void require(bool right, const std::string& problem) {
+  if (!right) throw Error(problem, "Build the engines again.");
+}
+
+std::size_t size(std::int64_t number) { return static_cast<std::size_t>(number); }
+
+// Runs work on the threads of ONNX Runtime's operator.
+Parallel parallel_in(OrtKernelContext* context) {
+  return [context](std::size_t count, const std::function<void(std::size_t)>& work) {
+    if (count == 1) return work(0);
+    const auto call = [](void* data, std::size_t one) { (*static_cast<const std::function<void(std::size_t)>*>(data))(one); };
+    Ort::ThrowOnError(Ort::GetApi().KernelContext_ParallelFor(context, call, count, 0, const_cast<std::function<void(std::size_t)>*>(&work)));
+  };
+}
+
+class Attributes {
+ public:
+  explicit Attributes(const OrtKernelInfo* info) : info_(info) {}
+  [[nodiscard]] std::int64_t number(const char* name) const { return info_.GetAttribute<std::int64_t>(name); }
+  [[nodiscard]] float real(const char* name) const { return info_.GetAttribute<float>(name); }
+  [[nodiscard]] std::string text(const char* name) const { return info_.GetAttribute<std::string>(name); }
+  [[nodiscard]] std::size_t count(const char* name, std::int64_t least = 1) const {
+    const std::int64_t value = number(name);
+    require(value >= least && value <= std::numeric_limits<std::int32_t>::max(), std::string(name) + " is " + std::to_string(value) + ".");
+    return size(value);
+  }
+
+ private:
+  Ort::ConstKernelInfo info_;
+};
+
+// An op's inputs, by their places; shapes are checked, since memory is read by them.
+class Inputs {
+ public:
+  explicit Inputs(OrtKernelContext* context) : context_(context) {}
+  [[nodiscard]] bool has(std::size_t place) const { return place < context_.GetInputCount() && context_.GetInput(place); }
+  [[nodiscard]] std::vector<std::int64_t> shape(std::size_t place) const { return context_.GetInput(place).GetTensorTypeAndShapeInfo().GetShape(); }
+  [[nodiscard]] std::size_t elements(std::size_t place) const { return context_.GetInput(place).GetTensorTypeAndShapeInfo().GetElementCount(); }
+  template <typename T>
+  [[nodiscard]] const T* data(std::size_t place, std::size_t elements_wanted, const char* what) const {
+    require(elements(place) == elements_wanted, std::string(what) + " has " + std::to_string(elements(place)) + " elements; " + std::to_string(elements_wanted) + " are expected.");
+    return context_.GetInput(place).GetTensorData<T>();
+  }
+  template <typename T>
+  [[nodiscard]] T* output(std::size_t place, const std::vector<std::int64_t>& shape) {
+    return context_.GetOutput(place, shape).GetTensorMutableData<T>();
+  }
+
+ private:
+  Ort::KernelContext context_;
+};
+
+// A matrix's sizes, whose memory is not known yet.
+Packed described(std::size_t inputs, std::size_t outputs, std::size_t block, int bits) {
+  Packed made{nullptr, nullptr, inputs, filled(outputs, kLanes), block ? block : inputs, bits};
+  require(bits == 8 || bits == 4, "weights have " + std::to_string(bits) + " bits; 4 or 8 are expected.");
+  require(inputs % made.block == 0 && (block == 0 || block % 32 == 0), "blocks of " + std::to_string(block) + " inputs do not divide " + std::to_string(inputs) + ".");
+  require(inputs <= 65536, std::to_string(inputs) + " inputs could overflow a sum.");
+  return made;
+}
+
+Rounding rounding_of(const std::string& name) {
+  if (name == "static") return Rounding::fixed;
+  if (name == "token") return Rounding::row;
+  if (name == "fine") return Rounding::fine;
+  require(name == "float", "activations are '" + name + "'; static, token, fine or float are expected.");
+  return Rounding::exact;
+}
+
+// Matrices of `count` experts by their places among the inputs, each followed by its scales.
+Packed given(const Inputs& inputs, std::size_t place, Packed matrix, std::size_t count, const char* name) {
+  matrix.values = inputs.data<std::uint8_t>(place, count * matrix.bytes(), name);
+  matrix.scales = inputs.data<float>(place + 1, count * matrix.scale_count(), "a scale");
+  return matrix;
+}
+
+// x (…, inputs), matrix, scales → y (…, outputs).
+class LinearKernel {
+ public:
+  explicit LinearKernel(const Attributes& attributes)
+      : outputs_(attributes.count("N")),
+        matrix_(described(attributes.count("K"), outputs_, attributes.count("block", 0), static_cast<int>(attributes.number("bits")))),
+        rounding_(rounding_of(attributes.text("activations"))) {
+    require(rounding_ != Rounding::fixed, "PackedLinear: activations cannot be static.");
+  }
+
+  void run(OrtKernelContext* context) const {
+    Inputs inputs(context);
+    std::vector<std::int64_t> shape = inputs.shape(0);
+    require(!shape.empty() && size(shape.back()) == matrix_.inputs, "PackedLinear: x does not have rows of " + std::to_string(matrix_.inputs) + ".");
+    const std::size_t elements = inputs.elements(0);
+    const auto* x = inputs.data<float>(0, elements, "x");
+    const Packed matrix = given(inputs, 1, matrix_, 1, "the matrix");
+    shape.back() = static_cast<std::int64_t>(outputs_);
+    linear(matrix, rounding_, x, elements / matrix.inputs, inputs.output<float>(0, shape), outputs_, parallel_in(context));
+  }
+
+ private:
+  std::size_t outputs_;
+  Packed matrix_;
+  Rounding rounding_;
+};
+
+Experts described(const Attributes& attributes) {
+  const std::size_t hidden = attributes.count("hidden"), width = attributes.count("width"), block = attributes.count("block", 0);
+  const auto bits = static_cast<int>(attributes.number("bits"));
+  require(hidden % kLanes == 0 && width % kLanes == 0, "hidden size and width must be multiples of 16.");
+  Experts made;
+  made.gate = made.up = described(hidden, width, block, bits);
+  made.down = described(width, hidden, block, bits);
+  made.rounding = rounding_of(attributes.text("activations"));
+  return made;
+}
+
+// x, chosen, weights, gate_up (sixteen gates and their ups by turns), its scale, down, its scale[, x_scale, h_scale] → y.
+class ExpertsKernel {
+ public:
+  explicit ExpertsKernel(const Attributes& attributes) : experts_(described(attributes)) {
+    experts_.count = attributes.count("count");
+    experts_.first = attributes.number("first_expert");
+    experts_.gate.apart = experts_.up.apart = 2;
+  }
+
+  void run(OrtKernelContext* context) const {
+    Inputs inputs(context);
+    const std::vector<std::int64_t> shape = inputs.shape(0), chosen = inputs.shape(1);
+    Experts made = experts_;
+    require(shape.size() == 2 && size(shape[1]) == made.hidden(), "PackedExperts: x does not have rows of " + std::to_string(made.hidden()) + ".");
+    require(chosen.size() == 2 && chosen[0] == shape[0], "PackedExperts: the chosen experts are not those of as many tokens.");
+    const std::size_t tokens = size(shape[0]), top_k = size(chosen[1]);
+    made.gate = made.up = given(inputs, 3, made.gate, made.count, "gate_up");
+    made.up.values += made.up.panel_bytes();
+    made.up.scales += made.up.blocks() * kLanes;
+    made.down = given(inputs, 5, made.down, made.count, "down");
+    if (made.rounding == Rounding::fixed) {
+      require(inputs.has(7) && inputs.has(8), "PackedExperts: static activations need their scales.");
+      made.x_scale = inputs.data<float>(7, 1, "x_scale");
+      made.h_scale = inputs.data<float>(8, made.count, "h_scale");
+    }
+    experts(made, inputs.data<float>(0, tokens * made.hidden(), "x"), inputs.data<std::int64_t>(1, tokens * top_k, "experts"), inputs.data<float>(2, tokens * top_k, "weights"),
+            tokens, top_k, inputs.output<float>(0, shape), parallel_in(context));
+  }
+
+ private:
+  Experts experts_;
+};
+
+// x (…, hidden), gate, up and down, each with its scale → y: one expert that all tokens go to.
+class FeedForwardKernel {
+ public:
+  explicit FeedForwardKernel(const Attributes& attributes) : expert_(described(attributes)) {
+    require(expert_.rounding != Rounding::fixed, "PackedFeedForward: activations cannot be static.");
+    expert_.count = 1;
+  }
+
+  void run(OrtKernelContext* context) const {
+    Inputs inputs(context);
+    const std::vector<std::int64_t> shape = inputs.shape(0);
+    Experts made = expert_;
+    require(!shape.empty() && size(shape.back()) == made.hidden(), "PackedFeedForward: x does not have rows of " + std::to_string(made.hidden()) + ".");
+    made.gate = given(inputs, 1, made.gate, 1, "gate");
+    made.up = given(inputs, 3, made.up, 1, "up");
+    made.down = given(inputs, 5, made.down, 1, "down");
+    const std::size_t tokens = inputs.elements(0) / made.hidden();
+    const std::vector<std::int64_t> chosen(tokens, 0);
+    const std::vector<float> weights(tokens, 1.0f);
+    experts(made, inputs.data<float>(0, tokens * made.hidden(), "x"), chosen.data(), weights.data(), tokens, 1, inputs.output<float>(0, shape), parallel_in(context));
+  }
+
+ private:
+  Experts expert_;
+};
+
+// logits[, bias] → chosen, weights.
+class RouteKernel {
+ public:
+  explicit RouteKernel(const Attributes& attributes) {
+    params_.top_k = static_cast<int>(attributes.count("top_k"));
+    params_.groups = static_cast<int>(attributes.count("groups"));
+    params_.top_groups = static_cast<int>(attributes.count("top_groups"));
+    params_.normalize = attributes.number("normalize") != 0;
+    params_.scale = attributes.real("scale");
+    const std::string scoring = attributes.text("scoring"), group_score = attributes.text("group_score");
+    require(scoring == "sigmoid" || scoring == "softmax", "Route: scores are '" + scoring + "'; sigmoid or softmax are expected.");
+    require(group_score == "top2" || group_score == "max", "Route: groups are scored by '" + group_score + "'; top2 or max are expected.");
+    params_.scoring = scoring == "sigmoid" ? kernels::Scoring::sigmoid : kernels::Scoring::softmax;
+    params_.group_score = group_score == "top2" ? kernels::GroupScore::top2 : kernels::GroupScore::max;
+  }
+
+  void run(OrtKernelContext* context) const {
+    Inputs inputs(context);
+    const std::vector<std::int64_t> shape = inputs.shape(0);
+    require(shape.size() == 2, "Route: logits are of tokens and experts.");
+    kernels::RouteParams params = params_;
+    params.tokens = static_cast<int>(shape[0]);
+    params.experts = static_cast<int>(shape[1]);
+    kernels::plan(params);
+    const float* bias = inputs.has(1) ? inputs.data<float>(1, size(shape[1]), "the bias") : nullptr;
+    const std::vector<std::int64_t> made = {shape[0], params.top_k};
+    kernels::reference(params, {inputs.data<float>(0, size(shape[0] * shape[1]), "logits"), bias, inputs.output<std::int64_t>(0, made), inputs.output<float>(1, made)});
+  }
+
+ private:
+  kernels::RouteParams params_;
+};
+
+// ONNX Runtime's half of an op: names, types, and errors as statuses.
+template <typename Kernel>
+struct Running {
+  explicit Running(const OrtKernelInfo* info) : kernel(Attributes(info)) {}
+  OrtStatusPtr ComputeV2(OrtKernelContext* context) {
+    try {
+      kernel.run(context);
+      return nullptr;
+    } catch (const std::exception& problem) {
+      return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, problem.what());
+    }
+  }
+  Kernel kernel;
+};
+
+template <typename Kernel>
+struct Op : Ort::CustomOpBase<Op<Kernel>, Running<Kernel>, true> {
+  Op(const char* name_, std::vector<Type> inputs_, std::size_t required_, std::vector<Type> outputs_)
+      : name(name_), inputs(std::move(inputs_)), required(required_), outputs(std::move(outputs_)) {}
+
+  OrtStatusPtr CreateKernelV2(const OrtApi& /*api*/, const OrtKernelInfo* info, void** made) const {
+    try {
+      *made = std::make_unique<Running<Kernel>>(info).release();
+      return nullptr;
+    } catch (const std::exception& problem) {
+      return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, problem.what());
+    }
+  }
+  [[nodiscard]] const char* GetName() const { return name; }
+  [[nodiscard]] std::size_t GetInputTypeCount() const { return inputs.size(); }
+  [[nodiscard]] Type GetInputType(std::size_t place) const { return inputs[place]; }
+  [[nodiscard]] OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(std::size_t place) const { return place < required ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL; }
+  [[nodiscard]] std::size_t GetOutputTypeCount() const { return outputs.size(); }
+  [[nodiscard]] Type GetOutputType(std::size_t place) const { return outputs[place]; }
+
+  const char* name;
+  std::vector<Type> inputs;
+  std::size_t required;
+  std::vector<Type> outputs;
+};
+
+void add_to(OrtSessionOptions* options) {
+  static const Op<LinearKernel> linear("PackedLinear", {kFloat, kBytes, kFloat}, 3, {kFloat});
+  static const Op<ExpertsKernel> experts("PackedExperts", {kFloat, kIds, kFloat, kBytes, kFloat, kBytes, kFloat, kFloat, kFloat}, 7, {kFloat});
+  static const Op<FeedForwardKernel> feed_forward("PackedFeedForward", {kFloat, kBytes, kFloat, kBytes, kFloat, kBytes, kFloat}, 7, {kFloat});
+  static const Op<RouteKernel> route("Route", {kFloat, kFloat}, 1, {kIds, kFloat});
+  static const Ort::CustomOpDomain domain = [] {
+    Ort::CustomOpDomain made(kDomain);
+    made.Add(&linear);
+    made.Add(&experts);
+    made.Add(&feed_forward);
+    made.Add(&route);
+    return made;
+  }();
+  Ort::UnownedSessionOptions(options).Add(domain);
+}
+
+}  // namespace
+}  // namespace moetrt::ops
+
+extern "C" {
+
+// What ONNX Runtime calls when it loads the library.
+MOETRT_SEEN OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(ORT_API_VERSION);
+  if (!api) return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, "the ops of moetrt were compiled for a newer ONNX Runtime");
+  Ort::InitApi(api);
+  try {
+    moetrt::ops::add_to(options);
+    return nullptr;
+  } catch (const std::exception& problem) {
+    return api->CreateStatus(ORT_FAIL, problem.what());
+  }
+}
+
+MOETRT_SEEN const char* moetrt_ops_version() { return moetrt::ops::kVersion; }
+}

@@ -1,0 +1,40 @@
+// Products of integers: rows of int8 by a part of a panel (packed.hpp). Sums are exact, so all kinds of processor give the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace moetrt::ops {
+
+constexpr std::size_t kRows = 16;  // rows are filled up to a multiple of so many: some kinds write them all
+
+// sums[row][output] = Σ values[row][input] · panel[input][output], the panel's values unsigned.
+struct Product {
+  const std::uint8_t* panel;  // from the first input on
+  const std::int8_t* values;  // likewise
+  std::size_t stride;         // bytes from row to row
+  std::size_t rows;
+  std::size_t inputs;  // a multiple of 4, of 32 for kinds with tiles
+  std::int32_t* sums;  // (rows filled up to a multiple of 16, 16)
+};
+
+// One way to multiply. A thread calls `begin` before its products and `end` after them.
+struct Kind {
+  const char* name;
+  void (*begin)(std::size_t inputs);
+  void (*int8)(const Product& product);
+  void (*int4)(const Product& product);
+  void (*end)();
+};
+
+// In plain C++: it runs everywhere, and is what the others are held against.
+const Kind& plain();
+// By AVX-512 VNNI, or null where the processor has none.
+const Kind* vnni();
+// By the tiles of AMX, for many rows; null where processor or system do not have them.
+const Kind* amx();
+
+// The fastest here for so many rows, of blocks of so many inputs.
+const Kind& kind_for(std::size_t rows, std::size_t block);
+
+}  // namespace moetrt::ops
