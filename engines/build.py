@@ -105,7 +105,8 @@ def build_engines(request: EngineRequest, progress: RankProgress = silent) -> En
 
 def _share_library(request: EngineRequest) -> dict[str, FileStamp]:
     """Put the library of kernels beside the engines that need it."""
-    if not request.plugins:
+    ranks = records.read_ranks(EngineRank, request.output).values()
+    if not request.plugins or not any(record.options.get("plugins") for record in ranks):
         return {}
     target = request.output / request.plugins.name
     files.write_bytes(target, request.plugins.read_bytes())

@@ -30,11 +30,19 @@ void multiply(const Product& product) {
   }
 }
 
-// The environment may hold back what the processor has: MOETRT_ISA=plain or vnni, for tests and for machines that are to agree on speed.
-bool allowed(const char* name) {
-  static const char* const most = std::getenv("MOETRT_ISA");
-  if (!most) return true;
-  return std::strcmp(most, name) == 0 || std::strcmp(most, "amx") == 0;
+struct Taken {
+  const Kind* few = nullptr;   // null: plain
+  const Kind* many = nullptr;  // null: as for few
+};
+
+Taken up_to(const std::string& name) { return name == "plain" ? Taken{} : Taken{vnni(), name == "vnni" ? nullptr : amx()}; }
+
+Taken& taken() {
+  static Taken found = [] {
+    const char* const most = std::getenv("MOETRT_ISA");
+    return up_to(most ? most : "amx");
+  }();
+  return found;
 }
 
 }  // namespace
@@ -45,10 +53,16 @@ const Kind& plain() {
 }
 
 const Kind& kind_for(std::size_t rows, std::size_t block) {
-  static const Kind* const few = allowed("vnni") ? vnni() : nullptr;
-  static const Kind* const many = allowed("amx") ? amx() : nullptr;
-  if (many && rows >= kTiled && block % 32 == 0) return *many;
-  return few ? *few : plain();
+  const Taken& found = taken();
+  if (found.many && rows >= kTiled && block % 32 == 0) return *found.many;
+  return found.few ? *found.few : plain();
+}
+
+void hold_to(const std::string& name) { taken() = up_to(name); }
+
+std::string kinds() {
+  const Taken& found = taken();
+  return std::string(plain().name) + (found.few ? std::string(" ") + found.few->name : "") + (found.many ? std::string(" ") + found.many->name : "");
 }
 
 }  // namespace moetrt::ops

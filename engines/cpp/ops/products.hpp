@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace moetrt::ops {
 
@@ -36,5 +37,11 @@ const Kind* amx();
 
 // The fastest here for so many rows, of blocks of so many inputs.
 const Kind& kind_for(std::size_t rows, std::size_t block);
+
+// Takes none that is faster than this one: "plain", "vnni" or "amx". Until it is called, the environment's MOETRT_ISA says so, or nothing does.
+void hold_to(const std::string& name);
+
+// The names of those that are taken here, the slowest first.
+std::string kinds();
 
 }  // namespace moetrt::ops
