@@ -114,7 +114,7 @@ cpp-tensorrt: cpp ## TensorRT's session against libraries that stand for TensorR
 test: setup ## Run the tests
 	$(BIN)/python -m pytest
 
-bench: setup ## Time and memory of export, speed beside transformers and llama.cpp (build/bench.json), as ratios measured on this machine
+bench: setup ops ## Time and memory of export, speed beside transformers and llama.cpp (build/bench.json), as ratios measured on this machine
 	$(BIN)/python benchmarks/export_671b.py
 	$(BIN)/python benchmarks/export_throughput.py
 	$(BIN)/python benchmarks/int8_speed.py

@@ -170,7 +170,7 @@ def test_threads_do_not_change_a_bit(ops_library: Path) -> None:
     assert digest(ops_library, 1) == digest(ops_library, 2)
 
 
-@pytest.mark.parametrize("kind", ["plain", "vnni", "amx"])
+@pytest.mark.parametrize("kind", ["plain", "avx2", "vnni", "amx"])
 def test_kinds_of_processors_agree_to_the_bit(kind: str, ops_library: Path) -> None:
     told = ctypes.CDLL(str(ops_library)).moetrt_ops_kinds
     told.restype = ctypes.c_char_p

@@ -309,9 +309,13 @@ MOETRT_SEEN OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options
 
 MOETRT_SEEN const char* moetrt_ops_version() { return moetrt::ops::kVersion; }
 
-// How integers are multiplied here, such as "plain vnni amx".
+// How integers are multiplied here, such as "plain avx2 vnni amx".
 MOETRT_SEEN const char* moetrt_ops_kinds() {
-  static const std::string kinds = moetrt::ops::kinds();
-  return kinds.c_str();
+  static const std::string joined = [] {
+    std::string names;
+    for (const std::string& name : moetrt::ops::kinds()) names += (names.empty() ? "" : " ") + name;
+    return names;
+  }();
+  return joined.c_str();
 }
 }

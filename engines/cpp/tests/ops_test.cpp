@@ -4,9 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <iterator>
 #include <random>
-#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -32,8 +30,7 @@ const Parallel kTwo = [](std::size_t count, const std::function<void(std::size_t
 
 std::vector<std::string> all_kinds() {
   hold_to("amx");
-  std::istringstream names(kinds());
-  return {std::istream_iterator<std::string>(names), {}};
+  return kinds();
 }
 
 // A matrix of `count` experts: as the kernels read it, and as numbers.
