@@ -86,7 +86,7 @@ def build_engines(request: EngineRequest, progress: RankProgress = silent) -> En
         raise UsageError(f"the backend {request.backend} has no use for --compute-capability.", hint="It is for tensorrt and tensorrt-rtx.")
     if request.fast and not backend.substitutes:
         raise UsageError(f"the backend {request.backend} has no kernels that --fast would take.", hint="It is for ort.")
-    if request.plugins and not backend.takes_plugins:
+    if request.plugins and not backend.with_plugins:
         raise UsageError(f"the backend {request.backend} has no use for --plugins.", hint="They are for ort, tensorrt and tensorrt-rtx.")
     ranks = records.read_wanted(GraphsRank, request.graphs, request.rank)
     for record in ranks.values():

@@ -161,7 +161,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _backend(able: Capabilities, provider: str) -> Backend:
     name, libraries = able.backend, tuple((library,) for library in LIBRARIES)
-    return Backend(able, partial(tools, name), partial(build, able), substitutes=True, derives=True, takes_plugins=able is CPU, libraries=libraries, provider=provider)
+    return Backend(able, partial(tools, name), partial(build, able), substitutes=True, derives=True, with_plugins=with_ops if able is CPU else None, libraries=libraries, provider=provider)
 
 
 ORT = _backend(CPU, "CPUExecutionProvider")
