@@ -95,8 +95,8 @@ cpp-sanitized: cpp ## The same under the address and undefined-behaviour sanitiz
 	cmake --build build/cpp-sanitized --parallel 2
 	ctest --test-dir build/cpp-sanitized --output-on-failure
 
-cpp-lint: setup cpp ## Check the C++ runtime, its program, the kernels' plans and the plugins by clang-tidy (engines/cpp/.clang-tidy); warnings are errors
-	$(BIN)/run-clang-tidy.py -clang-tidy-binary $(BIN)/clang-tidy -config-file engines/cpp/.clang-tidy -p build/cpp -j 2 -quiet -hide-progress '/engines/cpp/(src|tools|kernels|plugins)/.*[.]cpp$$'
+cpp-lint: setup cpp ## Check the C++ runtime, its program, the kernels and the plugins by clang-tidy (engines/cpp/.clang-tidy); warnings are errors
+	$(BIN)/run-clang-tidy.py -clang-tidy-binary $(BIN)/clang-tidy -config-file engines/cpp/.clang-tidy -p build/cpp -j 2 -quiet -hide-progress '/engines/cpp/(src|tools|kernels|ops|plugins)/.*[.]cpp$$'
 
 cpp-fuzz: setup ## Fuzz the readers of the C++ runtime for SECONDS in all, in build/cpp-fuzz (clang comes from Debian packages)
 	engines/cpp/dependencies.sh build/cpp-headers
