@@ -11,6 +11,8 @@ PYTHON    ?= python3
 TENSORRT_ROOT ?=
 # The library of our TensorRT plugins, such as build/cpp/libmoetrt-plugins.so: with it routing and experts are its kernels.
 PLUGINS   ?=
+# Our kernels for CPUs, which `engines` builds where it can; OPS= leaves quantised products to ONNX Runtime's own.
+OPS       ?= build/ops/libmoetrt-ops.so
 # More options of benchmarks/speed.py, such as --get-llama-cpp.
 SPEED     ?=
 # How long cpp-fuzz looks, over all readers.
@@ -37,13 +39,13 @@ READY    := .venv/.ready
 # Every backend that installs here; asked only when a recipe needs it.
 BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx)
 
-.PHONY: setup graphs calibration quantized engine engines compare cpp cpp-sanitized cpp-lint cpp-fuzz cpp-tensorrt test bench lint help
+.PHONY: setup ops graphs calibration quantized engine engines compare cpp cpp-sanitized cpp-lint cpp-fuzz cpp-tensorrt test bench lint help
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: MODEL=$(MODEL) TENSOR=$(TENSOR) PIPELINE=$(PIPELINE) PRECISION=$(PRECISION) BACKENDS='ort tensorrt-rtx' PLUGINS=$(PLUGINS) TENSORRT_ROOT=$(TENSORRT_ROOT)"
+	@echo "Variables: MODEL=$(MODEL) TENSOR=$(TENSOR) PIPELINE=$(PIPELINE) PRECISION=$(PRECISION) BACKENDS='ort tensorrt-rtx' PLUGINS=$(PLUGINS) TENSORRT_ROOT=$(TENSORRT_ROOT) OPS=$(OPS)"
 
 setup: $(READY) ## Make .venv with everything that the other targets need
 
@@ -64,9 +66,10 @@ quantized: graphs
 	$(BIN)/moetrt quantize $(FLOATS) --table $(TABLE) --scheme $(SCHEME) --output $(GRAPHS) $(MEASURE)
 
 engine: $(if $(SCHEME),quantized,graphs)
-	$(BIN)/moetrt build $(GRAPHS) --backend $(BACKEND) --output $(ENGINES)/$(BACKEND) $(if $(filter tensorrt%,$(BACKEND)),$(if $(PLUGINS),--plugins $(PLUGINS)))
+	$(BIN)/moetrt build $(GRAPHS) --backend $(BACKEND) --output $(ENGINES)/$(BACKEND) $(addprefix --plugins ,$(if $(filter tensorrt%,$(BACKEND)),$(PLUGINS),$(if $(filter ort,$(BACKEND)),$(wildcard $(OPS)))))
 
 engines: $(if $(SCHEME),calibration,graphs) ## Export MODEL, quantise it, build its engines for BACKENDS, end with a line of text
+	@$(if $(SCHEME),$(if $(filter build/%,$(OPS)),$(MAKE) --no-print-directory ops || echo "Our kernels for CPUs cannot be built here (why stands above): ONNX Runtime's own are taken." >&2))
 	set -e; for backend in $(BACKENDS); do $(MAKE) --no-print-directory engine BACKEND=$$backend; done
 	$(BIN)/moetrt run $(ENGINES)/ort --prompt "$(PROMPT)" --max-tokens 48
 
@@ -74,6 +77,11 @@ compare: engines ## Engines against transformers, with a page of what was seen; 
 	$(BIN)/moetrt compare $(MODEL) $(ENGINES)/ort --prompts $(HELDOUT) --report $(OUT)/report.html
 	@if [ -d $(ENGINES)/tensorrt-rtx ]; then $(BIN)/moetrt compare $(ENGINES)/ort $(ENGINES)/tensorrt-rtx --build-only; fi
 	@echo "Running TensorRT's engines: skipped, it needs a CUDA device; Python has no session for them, C++ has (docs/cpp.md)."
+
+ops: ## Build our kernels for CPUs alone: build/ops/libmoetrt-ops.so, for `moetrt build --plugins`
+	engines/cpp/dependencies.sh build/cpp-headers
+	cmake -S engines/cpp -B build/ops -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include -DMOETRT_CUDA=OFF -DBUILD_TESTING=OFF
+	cmake --build build/ops --parallel 2 --target moetrt-ops
 
 cpp: ## Build the C++ runtime in build/cpp and run its own tests (headers come from Debian packages)
 	engines/cpp/dependencies.sh build/cpp-headers
@@ -106,7 +114,7 @@ cpp-tensorrt: cpp ## TensorRT's session against libraries that stand for TensorR
 test: setup ## Run the tests, a worker for each core; files stay whole, for what their tests share (without workers: .venv/bin/pytest)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-bench: setup ## Time and memory of export, speed beside transformers and llama.cpp (build/bench.json), as ratios measured on this machine
+bench: setup ops ## Time and memory of export, speed beside transformers and llama.cpp (build/bench.json), as ratios measured on this machine
 	$(BIN)/python benchmarks/export_671b.py
 	$(BIN)/python benchmarks/export_throughput.py
 	$(BIN)/python benchmarks/int8_speed.py

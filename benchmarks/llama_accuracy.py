@@ -18,6 +18,7 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+import ops
 from heldout import Score, windows
 from llama_cpp import LlamaCpp, PeerError, Work
 
@@ -35,11 +36,15 @@ from exporter.plan.manifest import GraphsRank
 from exporter.plan.parallel import Plan
 
 ROOT = Path(__file__).parents[1]
-OURS = (
-    *((scheme, fast) for scheme in ("int8-weights", "int8-weights-128", "int8-weights-32", "int4-weights", "int4-weights-128", "int8") for fast in (False, True)),
-    ("int8-dynamic", False),
+OPS = ", our kernels"
+SCHEMES = ("int8-weights", "int8-weights-128", "int8-weights-32", "int4-weights", "int4-weights-128", "int8", "int8-dynamic")
+OURS = tuple(
+    (scheme, fast, own)
+    for scheme in SCHEMES
+    for own in (False, True)
+    for fast in ((False,) if scheme == "int8-dynamic" or (own and scheme == "int8") else (False, True))
 )
-"""Schemes, and whether kernels may round activations in blocks of int8, as llama.cpp's always do."""
+"""Schemes, whether kernels may round activations (ONNX Runtime's in blocks of int8, as llama.cpp's always do; ours to 16 bits), and whether they are ours."""
 FLOAT = ("--token-embedding-type", "f32", "--tensor-type", "attn_k_b=f32", "--tensor-type", "attn_v_b=f32")
 """What we leave float, for llama-quantize: it would quantise the embedding and both halves of ``kv_b`` too."""
 DRAWS = 2000
@@ -80,9 +85,13 @@ PEERS = (
     Peer("Q4_K_M", ("--output-tensor-type", "q4_K"), like_ours=True),
 )
 """As they come, which is what `speed.py` measures; then with our choice of what is quantised, the head in the file's own type."""
-PAIRS = (
-    *((f"{scheme}, fast", f"llama.cpp Q8_0{like}") for scheme in ("int8-weights-128", "int8-weights-32", "int8-weights") for like in ("", ", our linears")),
-    *((f"{scheme}, fast", f"llama.cpp {kind}{like}") for scheme in ("int4-weights", "int4-weights-128") for kind in ("Q4_0", "Q4_K_M") for like in ("", ", our linears")),
+PAIRS = tuple(
+    (f"{scheme}, fast{own}", f"llama.cpp {kind}{like}")
+    for own in (OPS, "")
+    for schemes, kinds in ((("int8-weights-128", "int8-weights-32", "int8-weights"), ("Q8_0",)), (("int4-weights", "int4-weights-128"), ("Q4_0", "Q4_K_M")))
+    for scheme in schemes
+    for kind in kinds
+    for like in ("", ", our linears")
 )
 """Ours, and what is to be no better: files of as many bits, scales aside."""
 
@@ -175,14 +184,18 @@ def measure_ours(asked: argparse.Namespace, folder: Path, held: list[list[int]],
     graphs = folder / "graphs"
     export_model(ExportRequest(asked.model, graphs, Plan()))
     made = calibrate(CalibrationRequest(graphs, asked.model / "prompts.txt", folder / "table.json", samples=192))
-    reference = our_logits(graphs, folder / "fp32", held, asked.threads, False, folder / "fp32.npy")
-    rows = {"fp32": row_of(reference, reference, reference, held)}
-    for scheme, fast in (one for one in OURS if not asked.schemes or one[0] in asked.schemes):
-        name, source = scheme + ", fast" * fast, folder / f"graphs-{scheme}"
+    reference = our_logits(EngineRequest(graphs, "ort", folder / "fp32"), held, asked.threads, folder / "fp32.npy")
+    rows, library = {"fp32": row_of(reference, reference, reference, held)}, ops.library()
+    for scheme, fast, own in (one for one in OURS if not asked.schemes or one[0] in asked.schemes):
+        name, source = scheme + ", fast" * fast + OPS * own, folder / f"graphs-{scheme}"
+        if own and not library:
+            refused[name] = ops.MISSING
+            continue
         told(name)
         try:
             quantize(QuantizeRequest(graphs, source, made.output if find_scheme(scheme).needs_table else None, scheme))
-            logits = our_logits(source, folder / name, held, asked.threads, fast, folder / "one.npy")
+            request = EngineRequest(source, "ort", folder / name, fast=fast, plugins=library if own else None)
+            logits = our_logits(request, held, asked.threads, folder / "one.npy")
         except MoetrtError as cause:
             refused[name] = str(cause)
             continue
@@ -191,10 +204,10 @@ def measure_ours(asked: argparse.Namespace, folder: Path, held: list[list[int]],
     return reference, rows
 
 
-def our_logits(graphs: Path, engines: Path, held: list[list[int]], threads: int, fast: bool, output: Path) -> np.ndarray:
+def our_logits(request: EngineRequest, held: list[list[int]], threads: int, output: Path) -> np.ndarray:
     """Built, run, and mapped from ``output``."""
-    build_engines(EngineRequest(graphs, "ort", engines, fast=fast))
-    with load(engines, threads=threads) as chain:
+    build_engines(request)
+    with load(request.output, threads=threads) as chain:
         np.save(output, np.concatenate([chain.logits(window) for window in held]))
     return np.load(output, mmap_mode="r")
 

@@ -21,12 +21,13 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import ops
 from checkpoints import MID, SMALL, write_prompts, write_random
 from llama_cpp import LlamaCpp, PeerError, Work
 
@@ -45,27 +46,30 @@ class Recipe:
     """Of quantisation; None for float32."""
     tensor: int = 1
     batch: int = 1
-    build: dict[str, bool] = field(default_factory=dict)
-    """More of an ``EngineRequest``: what it is to switch on."""
+    fast: bool = False
+    ops: bool = False
+    """By our kernels for CPUs; else by ONNX Runtime's own."""
 
     @property
     def folder(self) -> str:
-        return f"{self.scheme or 'fp32'}-tp{self.tensor}" + "".join(f"-{name}" for name, wanted in self.build.items() if wanted)
+        return f"{self.scheme or 'fp32'}-tp{self.tensor}" + "-fast" * self.fast + "-ops" * self.ops
 
 
-INT8 = Recipe("int8-weights-128", build={"fast": True})
+INT8 = Recipe("int8-weights", fast=True, ops=True)
+INT4 = Recipe("int4-weights", fast=True, ops=True)
 OURS = {
     "fp32": Recipe(),
     "int8": INT8,
-    "int8_32": Recipe("int8-weights-32", build={"fast": True}),
+    "int8_exact": replace(INT8, fast=False),
+    "int8_calibrated": Recipe("int8", ops=True),
+    "int8_ort": Recipe("int8-weights-128", fast=True),
     "int8_batch_8": replace(INT8, batch=8),
     "int8_tp2": replace(INT8, tensor=2),
-    "int4": Recipe("int4-weights", build={"fast": True}),
+    "int4": INT4,
+    "int4_ort": replace(INT4, ops=False),
 }
-"""Series → what is measured under that name; kernels may round activations, as llama.cpp's do.
-
-A scale for 32 inputs is what Q8_0 has; benchmarks/llama_accuracy.py tells what the wider blocks cost."""
-ORDER = ("fp32", "transformers_fp32", "transformers_bf16", "int8", "llama_q8_0", "int8_32", "int8_batch_8", "int8_tp2", "int4", "llama_q4_0", "llama_q4_k_m")
+"""Series → what is measured under that name; benchmarks/llama_accuracy.py tells what each costs."""
+ORDER = ("fp32", "transformers_fp32", "transformers_bf16", "int8", "llama_q8_0", "int8_exact", "int8_calibrated", "int8_ort", "int8_batch_8", "int8_tp2", "int4", "llama_q4_0", "llama_q4_k_m", "int4_ort")
 """Ours and what they are compared with stand side by side."""
 MOST_ROWS = max(recipe.batch for recipe in OURS.values())
 SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
@@ -77,7 +81,8 @@ def _over(name: str, other: str, *kinds: str) -> dict[str, tuple[str, str]]:
 
 RATIOS = {
     **_over("int8", "llama_q8_0", "decode", "prefill"),
-    **_over("int8_32", "llama_q8_0", "decode", "prefill"),
+    **_over("int8_exact", "llama_q8_0", "decode", "prefill"),
+    **_over("int8_ort", "llama_q8_0", "decode", "prefill"),
     **_over("int4", "llama_q4_0", "decode", "prefill"),
     **_over("int4", "llama_q4_k_m", "decode", "prefill"),
     **_over("fp32", "transformers_fp32", "decode", "prefill"),
@@ -124,8 +129,8 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     # In a process that ends: what torch and the exporter hold would stand beside every measurement.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         pool.submit(prepare, folder, config).result()
-    runners: dict[str, Callable[[], Figures]] = {name: partial(measure_ours, folder / f"ort-{recipe.folder}", recipe.batch, work) for name, recipe in OURS.items()}
-    skipped, peers = {}, {}
+    runners: dict[str, Callable[[], Figures]] = {name: partial(measure_ours, folder / f"ort-{recipe.folder}", recipe.batch, work) for name, recipe in recipes().items()}
+    skipped, peers = {} if ops.library() else {"our kernels": ops.MISSING}, {}
     for name, add in {"llama.cpp": partial(llama_runners, asked, folder, config), "transformers": partial(transformers_runners, asked, folder)}.items():
         try:
             made, peers[name] = add(work)
@@ -135,9 +140,14 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rounds = measure(runners, asked.rounds, skipped)
     return summary(rounds) | {
         "prompt_tokens": work.prompt_tokens, "new_tokens": work.new_tokens, "repeats": work.repeats, "rounds": asked.rounds, "threads": work.threads,
-        "int8_scheme": OURS["int8"].folder, "int4_scheme": OURS["int4"].folder, "skipped": skipped,
+        "int8_scheme": INT8.folder, "int4_scheme": INT4.folder, "skipped": skipped,
         "cpu": cpu(), "versions": versions() | {name: version for name, version in peers.items() if name not in skipped}, "date": today(),
     }  # fmt: skip
+
+
+def recipes() -> dict[str, Recipe]:
+    """Series by name; where our kernels are not built, all by ONNX Runtime's own."""
+    return OURS if ops.library() else {name: replace(recipe, ops=False) for name, recipe in OURS.items()}
 
 
 def prepare(folder: Path, config: dict) -> None:
@@ -151,7 +161,7 @@ def prepare(folder: Path, config: dict) -> None:
 
     if not (folder / "model").exists():
         write_random(folder / "model", config, scale=0.03)
-    for recipe in OURS.values():
+    for recipe in recipes().values():
         graphs = folder / f"graphs-tp{recipe.tensor}"
         export_model(ExportRequest(folder / "model", graphs, Plan(recipe.tensor)))
         source = graphs
@@ -161,7 +171,7 @@ def prepare(folder: Path, config: dict) -> None:
                 prompts = write_prompts(folder / "prompts.jsonl", config["vocab_size"], 8, 128)
                 table = calibrate(CalibrationRequest(graphs, prompts, folder / f"table-tp{recipe.tensor}.json")).output
             quantize(QuantizeRequest(graphs, source, table, recipe.scheme))
-        build_engines(EngineRequest(source, "ort", folder / f"ort-{recipe.folder}", max_batch=MOST_ROWS, **recipe.build))
+        build_engines(EngineRequest(source, "ort", folder / f"ort-{recipe.folder}", max_batch=MOST_ROWS, fast=recipe.fast, plugins=ops.library() if recipe.ops else None))
 
 
 def measure_ours(engines: Path, batch: int, work: Work) -> Figures:

@@ -86,7 +86,7 @@ def build_engines(request: EngineRequest, progress: RankProgress = silent) -> En
         raise UsageError(f"the backend {request.backend} has no use for --compute-capability.", hint="It is for tensorrt and tensorrt-rtx.")
     if request.fast and not backend.substitutes:
         raise UsageError(f"the backend {request.backend} has no kernels that --fast would take.", hint="It is for ort.")
-    if request.plugins and not backend.takes_plugins:
+    if request.plugins and not backend.with_plugins:
         raise UsageError(f"the backend {request.backend} has no use for --plugins.", hint="They are for ort, tensorrt and tensorrt-rtx.")
     ranks = records.read_wanted(GraphsRank, request.graphs, request.rank)
     for record in ranks.values():
@@ -105,7 +105,8 @@ def build_engines(request: EngineRequest, progress: RankProgress = silent) -> En
 
 def _share_library(request: EngineRequest) -> dict[str, FileStamp]:
     """Put the library of kernels beside the engines that need it."""
-    if not request.plugins:
+    ranks = records.read_ranks(EngineRank, request.output).values()
+    if not request.plugins or not any(record.options.get("plugins") for record in ranks):
         return {}
     target = request.output / request.plugins.name
     files.write_bytes(target, request.plugins.read_bytes())

@@ -59,14 +59,17 @@ def _output_type(op: str, name: str, arrays: tuple[np.ndarray, ...]) -> int:
     return onnx.TensorProto.FLOAT if op == "Route" else helper.np_dtype_to_tensor_dtype(arrays[0].dtype)
 
 
-def run_onnxruntime(model: onnx.ModelProto, feeds: dict[str, np.ndarray], as_written: bool = False) -> list[np.ndarray]:
-    """:param as_written: without ONNX Runtime's optimisations, of which some round activations."""
+def run_onnxruntime(model: onnx.ModelProto, feeds: dict[str, np.ndarray], as_written: bool = False, library: Path | None = None, threads: int = 1) -> list[np.ndarray]:
+    """:param as_written: without ONNX Runtime's optimisations, of which some round activations.
+    :param library: of our ops."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
+    if library:
+        options.register_custom_ops_library(str(library))
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})
 

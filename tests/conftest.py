@@ -99,6 +99,14 @@ def engines(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     return make
 
 
+@pytest.fixture(scope="session")
+def ops_library() -> Path:
+    """Our ops for ONNX Runtime, where they are built."""
+    built = [Path(__file__).parents[1] / "build" / folder / "libmoetrt-ops.so" for folder in ("cpp", "ops")]
+    library = next(filter(Path.is_file, built), None)
+    return library or pytest.skip("the ops for ONNX Runtime are not built (make ops)")
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command line came to."""

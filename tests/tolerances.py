@@ -20,6 +20,7 @@ LOGITS = Tolerance(5e-6, 5e-6, "two layers of float32, both sides scaled to the 
 INT8_FLIPS = Tolerance(0, 2e-3, "of the L2 norm: another order of sums may round a value to the next int8 step, and a row moves with it")
 FLOAT16_INT8_FLIPS = Tolerance(0, 1e-2, "of the L2 norm: float16 is one in sixteen of an int8 step at the top of the range, so that many values flip")
 FAST_BLOCKS = Tolerance(0, 2e-2, "of the L2 norm: each product's activations in steps of a 127th of a block's largest, 0.4 % of its norm, twice in an expert")
+FAST_DIGITS = Tolerance(0, 1e-4, "of the L2 norm: each row's activations in steps of a 32,639th of its largest, 3e-5 of its norm, twice in an expert")
 UNSIGNED = Tolerance(0, 0, "the same integers and the same scales: a zero point of 128 is subtracted again")
 
 QUANTISED_SEGMENTS = {

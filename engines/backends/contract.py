@@ -60,8 +60,8 @@ class Backend:
     """Versions of the libraries that build. :raises BuildError: they cannot be imported; says how to install them."""
     build: Callable[[RankBuild], RankEngines]
     takes_compute_capabilities: bool = False
-    takes_plugins: bool = False
-    """Whether ops may become plugins of our own library."""
+    with_plugins: Callable[[Capabilities], Capabilities] | None = None
+    """What it can do with the library of our own kernels at hand; None where it takes none."""
     substitutes: bool = False
     """Whether it has faster kernels that do not compute as written."""
     derives: bool = False

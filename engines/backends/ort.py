@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.checkpoint.layout import Placed
 from exporter.errors import BuildError
 from exporter.lowering import lower
+from exporter.lowering.packed_ort import PACKED
 from exporter.lowering.shapes import shapes_from_inputs
 from exporter.lowering.unsigned import unsigned_activations
 from exporter.plan import files
@@ -86,6 +87,8 @@ def build(able: Capabilities, request: RankBuild) -> RankEngines:
     for launch, file in assembly.graphs.items():
         request.progress(launch, len(made) / len(assembly.graphs) * PHASE)
         made.append(lower(onnx.load(request.source / file, load_external_data=False), able, derived, request.fast))
+    lowerings = tuple(one for _, records in made for one in records)
+    used = any(one.chosen in PACKED for one in lowerings)
     graphs, places = [lowered for lowered, _ in made], {}
     if derived:
         packed = partial(request.progress, "packing weights")
@@ -101,9 +104,9 @@ def build(able: Capabilities, request: RankBuild) -> RankEngines:
     options = dict(OPTIONS[able.backend])
     if given is CUDA and len(assembly.graphs) == 1:
         options["providers"] = [[CUDA_PROVIDER, CUDA_OPTIONS | {"enable_cuda_graph": "1"}], "CPUExecutionProvider"]
-    options |= ({"fast": FAST} if request.fast else {}) | ({"plugins": needed} if needed else {})
+    options |= ({"fast": FAST} if request.fast else {}) | ({"plugins": needed} if used else {})
     options |= {"config": AS_WRITTEN | DEQUANTISED} if _is_weights_alone(record) else {}
-    return RankEngines(assembly, options, tuple(one for _, records in made for one in records), refusals, stamps)
+    return RankEngines(assembly, options, lowerings, refusals, stamps)
 
 
 def _providers() -> list[str]:
@@ -158,7 +161,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _backend(able: Capabilities, provider: str) -> Backend:
     name, libraries = able.backend, tuple((library,) for library in LIBRARIES)
-    return Backend(able, partial(tools, name), partial(build, able), substitutes=True, derives=True, takes_plugins=able is CPU, libraries=libraries, provider=provider)
+    return Backend(able, partial(tools, name), partial(build, able), substitutes=True, derives=True, with_plugins=with_ops if able is CPU else None, libraries=libraries, provider=provider)
 
 
 ORT = _backend(CPU, "CPUExecutionProvider")

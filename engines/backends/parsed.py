@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.layout import Reference
-from exporter.lowering.packing import ROWS
+from exporter.lowering.packing import source_of
 
 if TYPE_CHECKING:
     import onnx
@@ -127,7 +127,7 @@ def portable(model: "onnx.ModelProto") -> "dict[str, onnx.TensorProto]":
 def activations(node: "onnx.NodeProto") -> str:
     """What the matrices of one of our ops, or of a kernel in its place, are multiplied by: ``int8`` or ``float``."""
     given = next((attribute.s.decode() for attribute in node.attribute if attribute.name == "activations"), "float")
-    return "float" if given == "float" else "int8"
+    return "float" if given in ("float", "fine") else "int8"
 
 
 def read_network(trt: ModuleType, network: Any, model: "onnx.ModelProto", lowered: "onnx.ModelProto", folder: Path) -> Parsed:
@@ -139,7 +139,7 @@ def read_network(trt: ModuleType, network: Any, model: "onnx.ModelProto", lowere
     """
     layers = [network.get_layer(number) for number in range(network.num_layers)]
     stored = portable(model)
-    constants = {layer.name.removesuffix(ROWS): layer for layer in layers if layer.type == trt.LayerType.CONSTANT}
+    constants = {source_of(layer.name): layer for layer in layers if layer.type == trt.LayerType.CONSTANT}
     weights = {name: _weight(trt, constants[name], stored[name], folder) for name in sorted(constants.keys() & stored.keys())}
     makers = {layer.get_output(number).name: layer for layer in layers for number in range(layer.num_outputs)}
     products = [product for layer in layers if layer.type == trt.LayerType.MATRIX_MULTIPLY for product in _products(trt, layer, makers)]
@@ -148,7 +148,7 @@ def read_network(trt: ModuleType, network: Any, model: "onnx.ModelProto", lowere
 
 def _weight(trt: ModuleType, layer: Any, tensor: "onnx.TensorProto", folder: Path) -> Weight:
     value = layer.get_output(0)
-    shape = tensor.dims if layer.name.endswith(ROWS) else value.shape
+    shape = tensor.dims if layer.name != source_of(layer.name) else value.shape
     return Weight(_dtype(trt, value), tuple(shape), sample_of(tensor, folder))
 
 
@@ -156,7 +156,7 @@ def _plugin_products(lowered: "onnx.ModelProto", stored: "dict[str, onnx.TensorP
     """Of nodes of ours that are left: plugins, into which a network does not see."""
     for node in lowered.graph.node:
         for place in MATRICES.get(node.op_type, ()):
-            weight = node.input[place].removesuffix(ROWS)
+            weight = source_of(node.input[place])
             if weight in stored:
                 yield Product(node.name, weight, activations(node))
 

@@ -37,7 +37,7 @@ class Kind:
 
 
 PLUGIN_LIBRARY = Kind("TensorRT plugins", "moetrt_plugins_version", VERSION, "Build it with `make cpp TENSORRT_ROOT=…` (docs/kernels.md).")
-OPS_LIBRARY = Kind("ops for ONNX Runtime", "moetrt_ops_version", OPS_VERSION, "Build it with `make cpp`: build/cpp/libmoetrt-ops.so (docs/kernels.md).")
+OPS_LIBRARY = Kind("ops for ONNX Runtime", "moetrt_ops_version", OPS_VERSION, "Build it with `make ops`: build/ops/libmoetrt-ops.so (docs/kernels.md).")
 
 
 def with_plugins(able: Capabilities) -> Capabilities:

@@ -301,7 +301,7 @@ def _backend(capabilities: Capabilities) -> Backend:
     name = capabilities.backend
     made: Callable[..., Any] = partial(build, name)
     libraries = (MODULES[name], ("onnx",))
-    return Backend(capabilities, partial(tools, name), made, takes_compute_capabilities=True, takes_plugins=True, derives=True, libraries=libraries, needs_gpu_to_build=name == TENSORRT_CAPABILITIES.backend)
+    return Backend(capabilities, partial(tools, name), made, takes_compute_capabilities=True, with_plugins=with_plugins, derives=True, libraries=libraries, needs_gpu_to_build=name == TENSORRT_CAPABILITIES.backend)
 
 
 TENSORRT = _backend(TENSORRT_CAPABILITIES)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from exporter.checkpoint.reader import TensorInfo, read_header
 from exporter.errors import LoadError
 from exporter.lowering import all_nodes
-from exporter.lowering.packing import ROWS
+from exporter.lowering.packing import source_of
 from exporter.models.weights import DTYPES, stored_tensors
 from exporter.plan import files
 from exporter.plan import manifest as records
@@ -123,8 +123,8 @@ def _read_graph(path: Path, quantised: set[str]) -> tuple[dict[str, Weight], lis
     headers: dict[str, dict[str, TensorInfo]] = {}
     weights = {}
     for name, tensor in portable(model).items():
-        if name.endswith(ROWS):
-            source = name.removesuffix(ROWS)
+        source = source_of(name)
+        if source != name:
             stored = headers.setdefault("weights", read_header(path.parent / "weights.safetensors"))
             if source in stored:
                 weights[source] = _stored(stored[source], source in quantised)
@@ -149,7 +149,7 @@ def _dtype(tensor: "onnx.TensorProto") -> str:
 
 MULTIPLY = {"MatMul": (0, 1), "Gemm": (0, 1), "MatMulInteger": (0, 1)}
 """Op → the inputs that are factors."""
-KERNELS = {"MatMulNBits": (1,), "MoE": (2, 4, 6), "QMoE": (2, 5, 8)} | MATRICES
+KERNELS = {"MatMulNBits": (1,), "MoE": (2, 4, 6), "QMoE": (2, 5, 8), "PackedLinear": (1,), "PackedExperts": (3, 5), "PackedFeedForward": (1, 3, 5)} | MATRICES
 """Op that multiplies in its own way → the inputs that are matrices, where they are given."""
 MOVES = ("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Cast", "CastLike", "Identity", "Gather")
 
@@ -164,7 +164,7 @@ def _graph_products(model: "onnx.ModelProto") -> Iterator[Product]:
         for place in KERNELS.get(node.op_type, ()):
             weight, _ = origin_of(node.input[place], how) if place < len(node.input) else (None, False)
             if weight:
-                yield Product(node.name, weight.removesuffix(ROWS), activations(node))
+                yield Product(node.name, source_of(weight), activations(node))
 
 
 def _how(makers: "dict[str, onnx.NodeProto]", stored: set[str], value: str) -> Made:

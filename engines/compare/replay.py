@@ -15,7 +15,7 @@ from exporter.errors import LoadError
 from exporter.lowering import lower
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
-from exporter.plan.manifest import GraphsRank
+from exporter.plan.manifest import EngineRank, GraphsRank
 
 from .chain_side import ChainSegment, ChainSide
 from .pieces import Piece, external
@@ -179,6 +179,9 @@ def _commands(folder: Path, sides: dict[str, Side], redone: dict[str, Redone], a
         return [], [f"the lines that run it again need polygraphy's own files: {POLYGRAPHY}, and compare again"]
     lines, notes, graphs = [], [], [name for name, one in redone.items() if one.piece]
     for name in graphs:
+        if library := _library(sides[name]):
+            notes.append(f"{name}.onnx has ops of {library}, which polygraphy cannot load: run it by ONNX Runtime after SessionOptions.register_custom_ops_library")
+            continue
         other = "right" if name == "left" else "left"
         shared = redone[name].made.keys() & redone[other].made.keys()
         lines.append(_line(name, name, "--onnxrt", allowed))
@@ -196,6 +199,12 @@ def _commands(folder: Path, sides: dict[str, Side], redone: dict[str, Redone], a
             notes.append("the lines with --trt need a CUDA device, and tensorrt or tensorrt_rtx")
             break
     return list(dict.fromkeys(lines)), list(dict.fromkeys(notes))
+
+
+def _library(side: Side) -> str | None:
+    """The library of ops that a side's graphs need."""
+    recorded = side.records[0].options.get("plugins") if isinstance(side, ChainSide) and isinstance(side.records[0], EngineRank) else None
+    return recorded["library"] if recorded else None
 
 
 def _line(graph: str, outputs: str, backend: str, allowed: float) -> str:

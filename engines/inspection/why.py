@@ -82,7 +82,7 @@ class Answer:
         return fit(head, [stories, *kept, section("note", self.notes)])
 
 
-def explain(path: Path, asked: str, backend: str | None = None, fast: bool = False) -> Answer:
+def explain(path: Path, asked: str, backend: str | None = None, fast: bool = False, plugins: bool = False) -> Answer:
     """What became of the nodes that ``asked`` names: in engines by their manifests, in graphs by lowering them now.
 
     :param asked: a node's name, a segment, a part or a pattern of a name, or an op.
@@ -90,11 +90,11 @@ def explain(path: Path, asked: str, backend: str | None = None, fast: bool = Fal
     """
     ranks = open_ranks(path)
     built = isinstance(ranks.first, EngineRank)
-    if built and (backend or fast):
-        raise UsageError(f"{path} holds engines, built for {ranks.first.backend}; --backend and --fast are for graphs.", hint="Leave them out, or give the graphs.")
+    if built and (backend or fast or plugins):
+        raise UsageError(f"{path} holds engines, built for {ranks.first.backend}; --backend, --fast and --plugins are for graphs.", hint="Leave them out, or give the graphs.")
     if not built and backend is None:
         raise UsageError(f"{path} holds graphs, which are not lowered yet.", hint="Say for what backend they would be: --backend ort.")
-    nodes = list(_recorded(ranks) if built else _would_become(ranks, backend, fast))
+    nodes = list(_recorded(ranks) if built else _would_become(ranks, backend, fast, plugins))
     found = _named(asked, nodes, str(path))
     stories = _stories(node for node in found if node.lowering)
     standard = Counter(node.op for node in found if node.lowering is None)
@@ -107,15 +107,18 @@ def _recorded(ranks: Ranks) -> Iterator[Node]:
         yield from (Node(rank, one.node, one.op, one) for one in record.lowerings)
 
 
-def _would_become(ranks: Ranks, backend: str, fast: bool) -> Iterator[Node]:
+def _would_become(ranks: Ranks, backend: str, fast: bool, plugins: bool) -> Iterator[Node]:
     """Lowers each graph that ``build`` would: headers alone, no weight is read."""
     known = find_backend(backend)
+    if plugins and not known.with_plugins:
+        raise UsageError(f"the backend {backend} has no use for --plugins.", hint="They are for ort, tensorrt and tensorrt-rtx.")
+    able = known.with_plugins(known.capabilities) if plugins else known.capabilities
     for rank, record in ranks.ranks.items():
         check_files(ranks.places[rank], record.files)
         whole = record.plan.tensor == 1 or known.capabilities.collectives_inside
         for file in (record.whole if whole else record.segments).graphs.values():
             model = load_graph(ranks.places[rank] / file)
-            _, lowered = lower(model, known.capabilities, {} if known.derives else None, fast)
+            _, lowered = lower(model, able, {} if known.derives else None, fast)
             by_name = {one.node: one for one in lowered}
             yield from (Node(rank, node.name, by_name[node.name].op if node.name in by_name else node.op_type, by_name.get(node.name)) for node in model.graph.node)
 

@@ -1,5 +1,6 @@
 """A folder becomes a chain, after it has been found whole and of one make."""
 
+import ctypes
 import logging
 import os
 import time
@@ -34,6 +35,7 @@ def load(path: str | Path, verify: bool = False, threads: int | None = None, joi
     ranks = read_set(folder)
     for rank, record in ranks.items():
         records.check_files(folder / records.rank_folder(rank), record.files, verify)
+    _require_runnable(folder, ranks)
     cores = threads or os.cpu_count() or 1
     library = _library(folder, ranks, plugins)
     runners = {rank: _runner(folder / records.rank_folder(rank), record, cores, library) for rank, record in sorted(ranks.items())}
@@ -60,28 +62,46 @@ def _runner(folder: Path, record: EngineRank | GraphsRank, threads: int, library
             raise LoadError(f"{folder} holds graphs without weights.", hint="Export again without --graphs-only.")
         assembly = record.whole if record.plan.tensor == 1 else record.segments
         return RankRunner(record.rank, folder, assembly, {"config": AS_WRITTEN}, threads)
-    if record.backend not in RUNNABLE:
-        raise LoadError(
-            f"{folder} holds engines of {record.backend}, which this runtime cannot run: it has no TensorRT session yet.",
-            hint=f"Build with --backend {' or '.join(RUNNABLE)} to run here; TensorRT engines are built and checked only.",
-        )
     return RankRunner(record.rank, folder, record.assembly, record.options | library, threads)
+
+
+def _require_runnable(folder: Path, ranks: dict[int, EngineRank] | dict[int, GraphsRank]) -> None:
+    for rank, record in sorted(ranks.items()):
+        if isinstance(record, EngineRank) and record.backend not in RUNNABLE:
+            raise LoadError(
+                f"{folder / records.rank_folder(rank)} holds engines of {record.backend}, which this runtime cannot run: it has no TensorRT session yet.",
+                hint=f"Build with --backend {' or '.join(RUNNABLE)} to run here; TensorRT engines are built and checked only.",
+            )
 
 
 def _library(folder: Path, ranks: dict[int, EngineRank] | dict[int, GraphsRank], given: Path | None) -> dict[str, str]:
     """The option that names the library of ops, where the engines need one; it is the one that they were built with, to the byte."""
-    needed = {(wanted["library"], wanted["version"], wanted["sha256"]) for record in ranks.values() if (wanted := getattr(record, "options", {}).get("plugins"))}
+    recorded = (getattr(record, "options", {}).get("plugins") for _, record in sorted(ranks.items()))
+    needed = dict.fromkeys((wanted["library"], wanted["version"], wanted["sha256"]) for wanted in recorded if wanted)
     if not needed:
         if given:
             raise UsageError(f"{folder} holds engines that need no library of kernels, but {given} is given.", hint="Leave --plugins out.")
         return {}
     library = given or folder / next(iter(needed))[0]
-    found = files.sha256_file(library) if library.is_file() else None
-    for name, version, wanted in needed:
-        if found != wanted:
-            problem = f"has the sha256 {found[:SHOWN]}" if found else "is missing"
+    for name, version, sha256 in needed:
+        if problem := _problem(library, version, sha256):
             raise LoadError(
-                f"{library} {problem}; {folder} holds engines that were built with {name}, plugins of version {version}, sha256 {wanted[:SHOWN]}.",
+                f"{library} {problem}; {folder} holds engines that were built with {name}, plugins of version {version}, sha256 {sha256[:SHOWN]}.",
                 hint="Give that library by --plugins FILE, or build the engines again with `moetrt build --plugins` and the library at hand.",
             )
     return {LIBRARY: str(library.resolve())}
+
+
+def _problem(library: Path, version: str, sha256: str) -> str | None:
+    """What of a library is not as recorded. Nothing of a file is run before its hash is the recorded one."""
+    if not library.is_file():
+        return "is missing"
+    if (found := files.sha256_file(library)) != sha256:
+        return f"has the sha256 {found[:SHOWN]}"
+    try:
+        tell = ctypes.CDLL(str(library.resolve())).moetrt_ops_version
+    except (OSError, AttributeError) as cause:
+        return f"is no library of moetrt's plugins that can be loaded here: {cause}"
+    tell.restype = ctypes.c_char_p
+    told = tell().decode()
+    return None if told == version else f"has plugins of version {told}"

@@ -136,7 +136,7 @@ def _open(ort: Any, path: Path | bytes, threads: int, options: dict[str, Any]) -
     made.log_severity_level = 3
     made.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[options.get("graph_optimization_level", "all")])
     if library := options.get(LIBRARY):
-        made.register_custom_ops_library(library)
+        _add_ops(ort, made, library)
     for key, value in options.get("config", {}).items():
         made.add_session_config_entry(key, str(value))
     if wanted == CUDA:
@@ -148,6 +148,16 @@ def _open(ort: Any, path: Path | bytes, threads: int, options: dict[str, Any]) -
         raise LoadError(f"ONNX Runtime cannot open {'a graph' if isinstance(path, bytes) else path}: {cause}", hint="bf16 graphs build for TensorRT; on a CPU export with --precision fp32.") from cause
     log.debug("opened %s on %s with %d thread(s) in %.2f s", "a graph in memory" if isinstance(path, bytes) else path, wanted, threads, time.perf_counter() - began)
     return opened
+
+
+def _add_ops(ort: Any, options: Any, library: str) -> None:
+    try:
+        options.register_custom_ops_library(library)
+    except Exception as cause:  # ONNX Runtime's exceptions share no base of their own
+        raise LoadError(
+            f"ONNX Runtime {ort.__version__} does not take the ops of {library}: {cause}",
+            hint="Give an ONNX Runtime that is as new as the headers that the library was compiled with.",
+        ) from cause
 
 
 def value_of(array: "np.ndarray") -> Any:

@@ -48,18 +48,30 @@ def refuses_linear(node: "onnx.NodeProto", context: Context) -> Refusal | None:
     if absent := _absent(context, PRODUCT):
         return absent
     source, matrix = context.maker(node.input[0]), _matrix(node, context)
-    if source is not None and source.op_type == "DequantizeLinear":
-        return Refusal("activations are rounded already: the pair is one product of integers as it stands")
+    if source is not None and source.op_type == "DequantizeLinear" and not _rounded(source, context):
+        return Refusal("activations are rounded, but not by one symmetric scale")
     return _refuses_matrix(matrix.inputs, matrix.block, matrix.scale.data_type, context)
 
 
 def rewrite_linear(node: "onnx.NodeProto", context: Context) -> Replacement:
     matrix, writer = _matrix(node, context), NodeWriter(Scope(node.name.rpartition("/")[0]))
-    derived = matrix.derived()
+    derived, source = matrix.derived(), context.maker(node.input[0])
+    rounded = _rounded(source, context) if source is not None else None
+    x, scale, activations = (rounded.input[0], [rounded.input[1]], "static") if rounded else (node.input[0], [], _rounding("float", context))
     sizes = {"K": matrix.inputs, "N": matrix.outputs, "block": matrix.block, "bits": matrix.bits}
-    names = [made.name for made in derived]
-    writer.add("PackedLinear", [node.input[0], *names], node.output[0], domain=DOMAIN, activations=_rounding("float", context), **sizes)
+    operands = [x, *(made.name for made in derived), *scale]
+    writer.add("PackedLinear", operands, node.output[0], domain=DOMAIN, activations=activations, **sizes)
     return Replacement(tuple(writer.nodes), tuple(map(placeholder, derived)), {DOMAIN: 1}, derived)
+
+
+def _rounded(node: "onnx.NodeProto", context: Context) -> "onnx.NodeProto | None":
+    """The ``QuantizeLinear`` before a ``DequantizeLinear``, where both go by one scale and the zero point 0."""
+    before = context.maker(node.input[0]) if node.op_type == "DequantizeLinear" else None
+    if before is None or before.op_type != "QuantizeLinear" or list(before.input[1:]) != list(node.input[1:]) or len(node.input) != 3:
+        return None
+    scale, zero = (context.initializers.get(name) for name in node.input[1:])
+    alike = scale is not None and not scale.dims and zero is not None and not any(zero.raw_data) and not any(zero.int32_data)
+    return before if alike else None
 
 
 def refuses_feed_forward(node: "onnx.NodeProto", context: Context) -> Refusal | None:
@@ -73,6 +85,8 @@ def refuses_feed_forward(node: "onnx.NodeProto", context: Context) -> Refusal | 
         return Refusal("its matrices are not quantised alike")
     if down.inputs % LANES or down.outputs % LANES:
         return Refusal(f"the kernel takes multiples of {LANES}, not the hidden size {down.outputs} and the width {down.inputs}")
+    if any(_is_rounded(one.input[0], context) for one in (found[0], node)):
+        return Refusal("activations are rounded by scales of their own")
     return next(filter(None, (refuses_linear(one, context) for one in (*found, node))), None)
 
 
@@ -93,6 +107,11 @@ def _feed_forward(node: "onnx.NodeProto", context: Context) -> "tuple[onnx.NodeP
     if sigmoid is None or sigmoid.op_type != "Sigmoid" or up is None or gate is None or sigmoid.input[0] != gate.output[0]:
         return None
     return (gate, up) if is_linear(gate, context) and is_linear(up, context) and gate.input[0] == up.input[0] else None
+
+
+def _is_rounded(value: str, context: Context) -> bool:
+    made = context.maker(value)
+    return made is not None and made.op_type == "DequantizeLinear"
 
 
 def _factors(node: "onnx.NodeProto | None", context: Context) -> "tuple[onnx.NodeProto | None, onnx.NodeProto | None]":
@@ -184,5 +203,7 @@ def _bits(kind: int) -> int:
 
 PACKED_LINEAR = Lowerer("packed_ort", refuses_linear, rewrite_linear)
 PACKED_FEED_FORWARD = Lowerer("packed_feed_forward_ort", refuses_feed_forward, rewrite_feed_forward)
-PACKED_EXPERTS = Lowerer("packed_ort", refuses_experts, rewrite_experts)
-PACKED_ROUTE = Lowerer("packed_ort", refuses_route, rewrite_route)
+PACKED_LINEAR = Lowerer("packed_linear_ort", refuses_linear, rewrite_linear)
+PACKED_EXPERTS = Lowerer("packed_experts_ort", refuses_experts, rewrite_experts)
+PACKED_ROUTE = Lowerer("packed_route_ort", refuses_route, rewrite_route)
+PACKED = {one.name for one in (PACKED_FEED_FORWARD, PACKED_LINEAR, PACKED_EXPERTS, PACKED_ROUTE)}

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from .panels import PANELS
 from .rewrite import Derived
 
 BLOCKS = (128, 64, 32)
@@ -16,6 +17,11 @@ ROWS = ".rows"
 """How tensors are called that were put in another order for a kernel: after what they are made of."""
 STORED = {"fp32": "F32", "fp16": "F16"}
 """Precisions that kernels take scales in → dtype as safetensors names it."""
+
+
+def source_of(name: str) -> str:
+    """What a tensor is made of that was put in another order; another's own name."""
+    return name.removesuffix(ROWS).removesuffix(PANELS)
 
 
 def block_of(*inputs: int) -> int | None:

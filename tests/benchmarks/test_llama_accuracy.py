@@ -36,7 +36,7 @@ def test_a_verdict_needs_the_whole_interval(low: float, high: float, word: str) 
 
 
 def test_every_pair_names_two_rows():
-    ours = {scheme + ", fast" * fast for scheme, fast in llama_accuracy.OURS}
+    ours = {scheme + ", fast" * fast + llama_accuracy.OPS * own for scheme, fast, own in llama_accuracy.OURS}
     peers = {peer.name for peer in llama_accuracy.PEERS}
     assert all(one in ours and other in peers for one, other in llama_accuracy.PAIRS)
 

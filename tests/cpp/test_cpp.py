@@ -183,16 +183,6 @@ def test_engines_of_another_backend_are_refused(engines, tmp_path):
     assert "engines of tensorrt-rtx" in done.stderr
 
 
-def test_plugins_are_refused_by_a_backend_that_has_none_in_the_words_of_build(engines, tmp_path):
-    from engines.build import EngineRequest, build_engines
-
-    folder = engines("v3", 1)
-    with pytest.raises(MoetrtError) as refusal:
-        build_engines(EngineRequest(folder.parent / "graphs", "ort", tmp_path / "ort", plugins=tmp_path / "libmoetrt-plugins.so"))
-    done = call(folder, "--plugins", tmp_path / "libmoetrt-plugins.so")
-    assert (done.returncode, done.stderr.splitlines()) == (1, [f"Error: {refusal.value.message}", f"Hint: {refusal.value.hint}"])
-
-
 def test_the_c_interface_gives_the_same_logits(engines, tmp_path):
     """Called as any language would call it, from a shared library of its own."""
     import ctypes

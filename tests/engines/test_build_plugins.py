@@ -133,10 +133,10 @@ def test_a_library_of_another_version_is_refused_by_both_versions(tmp_path: Path
     assert "make cpp" in refused.value.hint
 
 
-def test_plugins_are_for_tensorrt_alone(graphs, tmp_path: Path) -> None:
+def test_backends_without_plugins_refuse_them(graphs, tmp_path: Path) -> None:
     (tmp_path / "any.so").touch()
-    with pytest.raises(UsageError, match="the backend ort has no use for --plugins"):
-        build_engines(EngineRequest(graphs(), "ort", tmp_path / "engines", plugins=tmp_path / "any.so"))
+    with pytest.raises(UsageError, match="the backend ort-cuda has no use for --plugins"):
+        build_engines(EngineRequest(graphs(), "ort-cuda", tmp_path / "engines", plugins=tmp_path / "any.so"))
     assert not (tmp_path / "engines").exists()
 
 

@@ -53,6 +53,8 @@ def test_of_graphs_it_tells_what_would_be_chosen(moetrt, build):
     assert chosen("graphs", "Experts", "--backend", "tensorrt-rtx") == ["inline"]
     assert chosen("graphs-int8", "QuantizedExperts", "--backend", "ort") == ["gather_ort"]
     assert chosen("graphs-int8", "QuantizedExperts", "--backend", "ort", "--fast") == ["qmoe_ort"]
+    assert chosen("graphs-int8", "QuantizedExperts", "--backend", "ort", "--plugins") == ["packed_experts_ort"]
+    assert chosen("graphs-int8", "Route", "--backend", "tensorrt-rtx", "--plugins") == ["plugin_tensorrt"]
     assert chosen("graphs/rank-01", "AllReduce", "--backend", "tensorrt") == ["dist_collective"]
 
 
@@ -83,6 +85,8 @@ def test_graphs_that_the_backend_would_refuse_are_noted(moetrt, spoilable):
         (["engines/ort", "--why", "Route", "--backend", "ort"], "holds engines, built for ort"),
         (["graphs", "--why", "Route"], "Say for what backend"),
         (["graphs", "--backend", "ort"], "are for --why"),
+        (["graphs", "--plugins"], "are for --why"),
+        (["graphs", "--why", "Route", "--backend", "ort-cuda", "--plugins"], "has no use for --plugins"),
         (["graphs", "--why", "Route", "--backend", "cuda"], "'cuda' is not one of"),
         (["graphs", "--why", "Route", "--verify"], "three questions"),
     ],

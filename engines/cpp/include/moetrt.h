@@ -23,7 +23,7 @@ MOETRT_API int moetrt_open_runtime(const char* library);
 
 /* Opens the engines in a folder. threads: in all; 0 for the cores at hand. *chain is to be given to moetrt_close. */
 MOETRT_API int moetrt_load(const char* folder, int threads, moetrt_chain** chain);
-/* The same with the library of TensorRT plugins that the engines were built with; NULL: the file of its name beside them. */
+/* The same with the library of kernels that the engines were built with; NULL: the file of its name beside them, or none where they need none. */
 MOETRT_API int moetrt_load_with_plugins(const char* folder, int threads, const char* plugins, moetrt_chain** chain);
 MOETRT_API void moetrt_close(moetrt_chain* chain);
 

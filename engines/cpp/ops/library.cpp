@@ -3,7 +3,6 @@
 #include <onnxruntime/onnxruntime_cxx_api.h>
 
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -12,6 +11,7 @@
 #include "experts.hpp"
 #include "linear.hpp"
 #include "moetrt/error.hpp"
+#include "products.hpp"
 #include "route.hpp"
 
 #define MOETRT_SEEN __attribute__((visibility("default")))
@@ -21,6 +21,8 @@ namespace {
 
 constexpr const char* kDomain = "moetrt";
 constexpr const char* kVersion = "1";  // of the ops and of how they read matrices: OPS_VERSION in exporter/lowering/panels.py
+
+constexpr std::int64_t kMost = 1 << 20;  // of outputs, experts and other counts: no product of three of them overflows
 
 using Type = ONNXTensorElementDataType;
 constexpr Type kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, kBytes = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, kIds = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
@@ -48,7 +50,7 @@ class Attributes {
   [[nodiscard]] std::string text(const char* name) const { return info_.GetAttribute<std::string>(name); }
   [[nodiscard]] std::size_t count(const char* name, std::int64_t least = 1) const {
     const std::int64_t value = number(name);
-    require(value >= least && value <= std::numeric_limits<std::int32_t>::max(), std::string(name) + " is " + std::to_string(value) + ".");
+    require(value >= least && value <= kMost, std::string(name) + " is " + std::to_string(value) + ".");
     return size(value);
   }
 
@@ -65,6 +67,7 @@ class Inputs {
   [[nodiscard]] std::size_t elements(std::size_t place) const { return context_.GetInput(place).GetTensorTypeAndShapeInfo().GetElementCount(); }
   template <typename T>
   [[nodiscard]] const T* data(std::size_t place, std::size_t elements_wanted, const char* what) const {
+    require(has(place), std::string(what) + " is not given.");
     require(elements(place) == elements_wanted, std::string(what) + " has " + std::to_string(elements(place)) + " elements; " + std::to_string(elements_wanted) + " are expected.");
     return context_.GetInput(place).GetTensorData<T>();
   }
@@ -101,15 +104,13 @@ Packed given(const Inputs& inputs, std::size_t place, Packed matrix, std::size_t
   return matrix;
 }
 
-// x (…, inputs), matrix, scales → y (…, outputs).
+// x (…, inputs), matrix, its scale[, x_scale] → y (…, outputs).
 class LinearKernel {
  public:
   explicit LinearKernel(const Attributes& attributes)
       : outputs_(attributes.count("N")),
         matrix_(described(attributes.count("K"), outputs_, attributes.count("block", 0), static_cast<int>(attributes.number("bits")))),
-        rounding_(rounding_of(attributes.text("activations"))) {
-    require(rounding_ != Rounding::fixed, "PackedLinear: activations cannot be static.");
-  }
+        rounding_(rounding_of(attributes.text("activations"))) {}
 
   void run(OrtKernelContext* context) const {
     Inputs inputs(context);
@@ -119,7 +120,8 @@ class LinearKernel {
     const auto* x = inputs.data<float>(0, elements, "x");
     const Packed matrix = given(inputs, 1, matrix_, 1, "the matrix");
     shape.back() = static_cast<std::int64_t>(outputs_);
-    linear(matrix, rounding_, x, elements / matrix.inputs, inputs.output<float>(0, shape), outputs_, parallel_in(context));
+    const float fixed = rounding_ == Rounding::fixed ? *inputs.data<float>(3, 1, "x_scale") : 0;
+    linear(matrix, rounding_, fixed, x, elements / matrix.inputs, inputs.output<float>(0, shape), outputs_, parallel_in(context));
   }
 
  private:
@@ -160,7 +162,6 @@ class ExpertsKernel {
     made.up.scales += made.up.blocks() * kLanes;
     made.down = given(inputs, 5, made.down, made.count, "down");
     if (made.rounding == Rounding::fixed) {
-      require(inputs.has(7) && inputs.has(8), "PackedExperts: static activations need their scales.");
       made.x_scale = inputs.data<float>(7, 1, "x_scale");
       made.h_scale = inputs.data<float>(8, made.count, "h_scale");
     }
@@ -273,7 +274,7 @@ struct Op : Ort::CustomOpBase<Op<Kernel>, Running<Kernel>, true> {
 };
 
 void add_to(OrtSessionOptions* options) {
-  static const Op<LinearKernel> linear("PackedLinear", {kFloat, kBytes, kFloat}, 3, {kFloat});
+  static const Op<LinearKernel> linear("PackedLinear", {kFloat, kBytes, kFloat, kFloat}, 3, {kFloat});
   static const Op<ExpertsKernel> experts("PackedExperts", {kFloat, kIds, kFloat, kBytes, kFloat, kBytes, kFloat, kFloat, kFloat}, 7, {kFloat});
   static const Op<FeedForwardKernel> feed_forward("PackedFeedForward", {kFloat, kBytes, kFloat, kBytes, kFloat, kBytes, kFloat}, 7, {kFloat});
   static const Op<RouteKernel> route("Route", {kFloat, kFloat}, 1, {kIds, kFloat});
@@ -307,4 +308,14 @@ MOETRT_SEEN OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options
 }
 
 MOETRT_SEEN const char* moetrt_ops_version() { return moetrt::ops::kVersion; }
+
+// How integers are multiplied here, such as "plain avx2 vnni amx".
+MOETRT_SEEN const char* moetrt_ops_kinds() {
+  static const std::string joined = [] {
+    std::string names;
+    for (const std::string& name : moetrt::ops::kinds()) names += (names.empty() ? "" : " ") + name;
+    return names;
+  }();
+  return joined.c_str();
+}
 }

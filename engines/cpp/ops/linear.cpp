@@ -19,14 +19,14 @@ std::size_t panels_at_a_time(std::size_t total, std::size_t panel_bytes) {
   return std::max<std::size_t>(1, std::max(total / pieces, kLeast) / panel_bytes);
 }
 
-void linear(const Packed& matrix, Rounding rounding, const float* x, std::size_t tokens, float* y, std::size_t outputs, const Parallel& parallel) {
+void linear(const Packed& matrix, Rounding rounding, float fixed, const float* x, std::size_t tokens, float* y, std::size_t outputs, const Parallel& parallel) {
   static thread_local Rows rows;
   const std::size_t panels = panels_at_a_time(matrix.bytes(), matrix.panel_bytes()), pieces = (matrix.panels() + panels - 1) / panels;
   for (std::size_t first = 0; first < tokens; first += kTokens) {
     const std::size_t count = std::min(kTokens, tokens - first);
     rows.resize(count, digits_of(rounding), matrix.inputs, matrix.block);
     Rows& of_all = rows;  // what other threads see is this thread's
-    const auto rounded = [&](std::size_t token) { round(x + (first + token) * matrix.inputs, rounding, 0, of_all, token); };
+    const auto rounded = [&](std::size_t token) { round(x + (first + token) * matrix.inputs, rounding, fixed, of_all, token); };
     if (count < 8)
       for (std::size_t token = 0; token < count; ++token) rounded(token);
     else

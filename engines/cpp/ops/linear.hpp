@@ -15,7 +15,7 @@ using Parallel = std::function<void(std::size_t count, const std::function<void(
 // Panels of so many bytes that a thread takes at a time, where `total` bytes of panels are shared out.
 std::size_t panels_at_a_time(std::size_t total, std::size_t panel_bytes);
 
-// y = x · matrix, x rounded to each row's own range. x: (tokens, inputs); y: (tokens, outputs), where `outputs` may leave out the last of the matrix's.
-void linear(const Packed& matrix, Rounding rounding, const float* x, std::size_t tokens, float* y, std::size_t outputs, const Parallel& parallel);
+// y = x · matrix. `fixed`: the scale of Rounding::fixed. x: (tokens, inputs); y: (tokens, outputs), where `outputs` may leave out the last of the matrix's.
+void linear(const Packed& matrix, Rounding rounding, float fixed, const float* x, std::size_t tokens, float* y, std::size_t outputs, const Parallel& parallel);
 
 }  // namespace moetrt::ops

@@ -2,7 +2,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
+#include "moetrt/error.hpp"
 #include "packed.hpp"
 
 namespace moetrt::ops {
@@ -10,45 +12,63 @@ namespace {
 
 constexpr std::size_t kTiled = 12;  // rows from which tiles are worth their filling
 
-void nothing(std::size_t /*inputs*/) {}
-void nothing() {}
+// One group of inputs for all outputs of a panel.
+void add(std::int32_t* sums, const std::uint8_t* weights, const std::int8_t* values, int shift, int mask) {
+  for (std::size_t lane = 0; lane < kLanes; ++lane)
+    for (std::size_t input = 0; input < kGroup; ++input) sums[lane] += values[input] * ((weights[lane * kGroup + input] >> shift) & mask);
+}
 
 template <int Bits>
 void multiply(const Product& product) {
   for (std::size_t row = 0; row < product.rows; ++row) {
     std::int32_t sums[kLanes] = {};
     const std::int8_t* values = product.values + row * product.stride;
-    for (std::size_t input = 0; input < product.inputs; ++input) {
-      const std::size_t group = input / kGroup, place = input % kGroup;
-      const std::uint8_t* weights = product.panel + (Bits == 4 ? group / 2 : group) * kLanes * kGroup + place;
-      for (std::size_t lane = 0; lane < kLanes; ++lane) {
-        const int weight = weights[lane * kGroup];
-        sums[lane] += values[input] * (Bits == 8 ? weight : group % 2 ? weight >> 4 : weight & 15);
-      }
+    for (std::size_t group = 0; group < product.inputs / kGroup; ++group) {
+      const std::uint8_t* weights = product.panel + (Bits == 4 ? group / 2 : group) * kLanes * kGroup;
+      add(sums, weights, values + group * kGroup, Bits == 4 && group % 2 ? 4 : 0, Bits == 4 ? 15 : 255);
     }
     std::memcpy(product.sums + row * kLanes, sums, sizeof(sums));
   }
 }
 
-// The environment may hold back what the processor has: MOETRT_ISA=plain or vnni, for tests and for machines that are to agree on speed.
-bool allowed(const char* name) {
-  static const char* const most = std::getenv("MOETRT_ISA");
-  if (!most) return true;
-  return std::strcmp(most, name) == 0 || std::strcmp(most, "amx") == 0;
+// Those that are here, the slowest first, up to the one of this name.
+std::vector<const Kind*> up_to(const std::string& name) {
+  const std::pair<const char*, const Kind*> all[] = {{"plain", &plain()}, {"avx2", avx2()}, {"vnni", vnni()}, {"amx", amx()}};
+  std::vector<const Kind*> found;
+  for (const auto& [called, kind] : all) {
+    if (kind) found.push_back(kind);
+    if (name == called) return found;
+  }
+  throw Error("there is no way to multiply called '" + name + "'.", "MOETRT_ISA may be plain, avx2, vnni or amx.");
+}
+
+std::vector<const Kind*>& taken() {
+  static std::vector<const Kind*> found = [] {
+    const char* const most = std::getenv("MOETRT_ISA");
+    return up_to(most ? most : "amx");
+  }();
+  return found;
 }
 
 }  // namespace
 
 const Kind& plain() {
-  static const Kind kind{"plain", nothing, multiply<8>, multiply<4>, nothing};
+  static const Kind kind{"plain", idle, multiply<8>, multiply<4>, idle};
   return kind;
 }
 
 const Kind& kind_for(std::size_t rows, std::size_t block) {
-  static const Kind* const few = allowed("vnni") ? vnni() : nullptr;
-  static const Kind* const many = allowed("amx") ? amx() : nullptr;
-  if (many && rows >= kTiled && block % 32 == 0) return *many;
-  return few ? *few : plain();
+  const std::vector<const Kind*>& found = taken();
+  const bool tiled = found.back() == amx();
+  return *found[found.size() - (tiled && (rows < kTiled || block % 32 != 0) ? 2 : 1)];
+}
+
+void hold_to(const std::string& name) { taken() = up_to(name); }
+
+std::vector<std::string> kinds() {
+  std::vector<std::string> names;
+  for (const Kind* kind : taken()) names.emplace_back(kind->name);
+  return names;
 }
 
 }  // namespace moetrt::ops

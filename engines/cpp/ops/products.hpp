@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace moetrt::ops {
 
@@ -27,14 +29,27 @@ struct Kind {
   void (*end)();
 };
 
+// What a kind does at the beginning and end that needs nothing done.
+inline void idle(std::size_t /*inputs*/) {}
+inline void idle() {}
+
 // In plain C++: it runs everywhere, and is what the others are held against.
 const Kind& plain();
-// By AVX-512 VNNI, or null where the processor has none.
+// The others are null where processor or system do not have them. By AVX2:
+const Kind* avx2();
+// By AVX-512 VNNI:
 const Kind* vnni();
-// By the tiles of AMX, for many rows; null where processor or system do not have them.
+// By the tiles of AMX, for many rows:
 const Kind* amx();
 
 // The fastest here for so many rows, of blocks of so many inputs.
 const Kind& kind_for(std::size_t rows, std::size_t block);
+
+// Takes none that is faster than this one: "plain", "avx2", "vnni" or "amx". Until it is called, the environment's MOETRT_ISA says so, or nothing does.
+// Throws Error: there is no such kind.
+void hold_to(const std::string& name);
+
+// The names of those that are taken here, the slowest first.
+std::vector<std::string> kinds();
 
 }  // namespace moetrt::ops

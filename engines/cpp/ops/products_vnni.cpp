@@ -54,13 +54,10 @@ void all(const Product& product) {
   for (std::size_t first = 0; first < product.rows; first += kAtOnce) kSome[product.rows - first < kAtOnce ? product.rows - first : kAtOnce](product, first);
 }
 
-void nothing(std::size_t /*inputs*/) {}
-void nothing() {}
-
 }  // namespace
 
 const Kind* vnni() {
-  static const Kind kind{"vnni", nothing, all<8>, all<4>, nothing};
+  static const Kind kind{"vnni", idle, all<8>, all<4>, idle};
   static const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   return here ? &kind : nullptr;
 }

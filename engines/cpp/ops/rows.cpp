@@ -20,7 +20,7 @@ namespace {
 constexpr float kLeast = 6.103515625e-05f;  // the least range of a token that is rounded to int8: FLOOR in exporter/ops/quantized_experts.py
 constexpr float kMost8 = 127.0f;
 constexpr float kMost16 = 32639.0f;    // 127 · 256 + 127: the largest number of two digits of −128 to 127
-constexpr float kMost24 = 8355711.0f;  // 127 · 256² + 127 · 256 + 127, likewise of three
+constexpr float kMost24 = 8355700.0f;  // a little less than three digits hold, 127 · 256² + 127 · 256 + 127: the division may round up
 constexpr float kTiny = 1e-30f;
 constexpr std::size_t kLine = 64;  // that rows lie further apart than they are long: at a power of two, they would share few places of a cache
 

@@ -6,6 +6,7 @@
 #include <string>
 #include <thread>
 
+#include "kernel_library.hpp"
 #include "moetrt/error.hpp"
 #include "ort_session.hpp"
 
@@ -14,16 +15,15 @@ namespace moetrt {
 std::unique_ptr<Opener> find_opener(const std::vector<Manifest>& ranks, const LoadOptions& options) {
   const int threads = options.threads > 0 ? options.threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   const Manifest& first = ranks.front();
+  const auto ort = [&] { return ort_opener(threads, find_kernel_library(ranks, options.plugins, kOpsVersion)); };
   const std::map<std::string, std::function<std::unique_ptr<Opener>()>> known{
-      {"ort", [&] { return ort_opener(threads); }}, {"ort-cuda", [&] { return ort_opener(threads); }}, {"tensorrt", [&] { return tensorrt_opener(ranks, options.plugins); }}};
+      {"ort", ort}, {"ort-cuda", ort}, {"tensorrt", [&] { return tensorrt_opener(ranks, options.plugins); }}};
   const auto found = known.find(first.backend);
   if (found == known.end()) {
     std::string names;
     for (const auto& [name, make] : known) names += (names.empty() ? "" : ", ") + name;
     throw Error(first.folder.string() + " holds engines of " + first.backend + ", which this runtime cannot run.", "It runs those of " + names + ".");
   }
-  if (!options.plugins.empty() && first.backend != "tensorrt")
-    throw Error("the backend " + first.backend + " has no use for --plugins.", "They are TensorRT's, for tensorrt and tensorrt-rtx.");
   return found->second();
 }
 

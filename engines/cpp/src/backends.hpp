@@ -14,7 +14,7 @@ namespace moetrt {
 std::unique_ptr<Opener> find_opener(const std::vector<Manifest>& ranks, const LoadOptions& options);
 
 // TensorRT's, in a library that was built with its headers; else it throws. Defined in tensorrt_opener.cpp or tensorrt_absent.cpp.
-// :param plugins: the library that the user gives; when empty, it lies beside the engines.
+// :param plugins: the library that the user gives, which is found as find_kernel_library says.
 std::unique_ptr<Opener> tensorrt_opener(const std::vector<Manifest>& ranks, const std::filesystem::path& plugins);
 
 }  // namespace moetrt

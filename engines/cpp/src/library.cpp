@@ -19,8 +19,10 @@ Library::Library(const std::string& what, const std::vector<std::string>& names,
   throw Error(what + " cannot be loaded: " + reason + ".", hint);
 }
 
+void* Library::look_up(const char* name) const noexcept { return dlsym(handle_, name); }
+
 void* Library::address(const char* name) const {
-  void* found = dlsym(handle_, name);
+  void* found = look_up(name);
   if (!found)
     throw Error(what_ + " (" + name_ + ") has no function " + name + ".", "It is of another version; put one of the version that the engines were built with on LD_LIBRARY_PATH.");
   return found;

@@ -18,9 +18,16 @@ class Library {
     function = reinterpret_cast<Function>(address(name));
   }
 
+  // A function or variable; null where the library has none of that name.
+  template <typename Symbol>
+  [[nodiscard]] Symbol symbol(const char* name) const noexcept {
+    return reinterpret_cast<Symbol>(look_up(name));
+  }
+
   [[nodiscard]] const std::string& name() const noexcept { return name_; }
 
  private:
+  [[nodiscard]] void* look_up(const char* name) const noexcept;
   [[nodiscard]] void* address(const char* name) const;
 
   std::string what_, name_;

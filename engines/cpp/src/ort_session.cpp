@@ -1,7 +1,5 @@
 #include "ort_session.hpp"
 
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cstring>
@@ -13,6 +11,7 @@
 #include <onnxruntime/onnxruntime_cxx_api.h>
 
 #include "cuda.hpp"
+#include "library.hpp"
 #include "moetrt/error.hpp"
 #include "ports.hpp"
 
@@ -108,6 +107,16 @@ void add_cuda(Ort::SessionOptions& options, const Provider& provider) {
   options.AppendExecutionProvider_CUDA_V2(*made);
 }
 
+// In Python's words.
+void add_ops(Ort::SessionOptions& options, const std::filesystem::path& library) {
+  try {
+    options.RegisterCustomOpsLibrary(library.c_str());
+  } catch (const Ort::Exception& cause) {
+    throw Error("ONNX Runtime " + Runtime::version() + " does not take the ops of " + library.string() + ": " + cause.what(),
+                "Give an ONNX Runtime that is as new as the headers that the library was compiled with.");
+  }
+}
+
 // In Python's words, and as Python does before anything else.
 void require(const Provider& provider) {
   const std::vector<std::string> there = Ort::GetAvailableProviders();
@@ -124,10 +133,8 @@ void Runtime::open(const std::string& library) {
   const std::lock_guard<std::mutex> lock(opening);
   if (base) return;
   const std::string name = library.empty() ? "libonnxruntime.so.1" : library;
-  void* handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!handle)
-    throw Error("ONNX Runtime's library cannot be loaded: " + std::string(dlerror()) + ".", "Give its path; the Python wheel has it as onnxruntime/capi/libonnxruntime.so.*.");
-  const auto entry = reinterpret_cast<const OrtApiBase*(ORT_API_CALL*)()>(dlsym(handle, "OrtGetApiBase"));
+  const Library opened("ONNX Runtime's library", {name}, "Give its path; the Python wheel has it as onnxruntime/capi/libonnxruntime.so.*.");
+  const auto entry = opened.symbol<const OrtApiBase*(ORT_API_CALL*)()>("OrtGetApiBase");
   const OrtApiBase* found = entry ? entry() : nullptr;
   const OrtApi* api = found ? found->GetApi(ORT_API_VERSION) : nullptr;
   if (!api) throw Error(name + " is no ONNX Runtime of version 1." + std::to_string(ORT_API_VERSION) + " or newer.", "Give another library.");
@@ -141,7 +148,7 @@ namespace {
 
 class OrtSession : public Session {
  public:
-  OrtSession(const Opening& opening, const Manifest& rank, int threads, std::optional<Place> place);
+  OrtSession(const Opening& opening, const Manifest& rank, int threads, const std::filesystem::path& library, std::optional<Place> place);
 
   void run(Values& values, const States& states) override;
   [[nodiscard]] std::shared_ptr<Memory> memory() const override { return device_; }
@@ -155,7 +162,7 @@ class OrtSession : public Session {
     Ort::RunOptions options;
   };
 
-  void open(const Manifest& rank, int threads, bool alone, const Provider& provider);
+  void open(const Manifest& rank, int threads, bool alone, const std::filesystem::path& library, const Provider& provider);
   Prepared& prepare(const std::vector<std::int64_t>& key, const Values& values, const Values& states);
   void capture(Prepared& step, const Sizes& sizes);
   [[nodiscard]] Ort::Value bound(const Array& array) const { return view(array, array.on_host() ? host_ : device_->info()); }
@@ -171,20 +178,20 @@ class OrtSession : public Session {
   int graphs_ = 0;
 };
 
-OrtSession::OrtSession(const Opening& opening, const Manifest& rank, int threads, std::optional<Place> place)
+OrtSession::OrtSession(const Opening& opening, const Manifest& rank, int threads, const std::filesystem::path& library, std::optional<Place> place)
     : opening_(opening), ports_(opening_.signature, opening.graph.string()), captures_(place && place->captures) {
   Runtime::open();
   const Provider provider = rank.providers.empty() ? Provider{kCpu, {}} : rank.providers.front();
   require(provider);
   try {
-    open(rank, threads, opening.alone, provider);
+    open(rank, threads, opening.alone, library, provider);
     if (place) device_ = std::make_shared<SessionMemory>(session_, std::move(*place));
   } catch (const Ort::Exception& cause) {
     throw Error("ONNX Runtime cannot open " + ports_.where + ": " + cause.what(), "bf16 graphs build for TensorRT; on a CPU export with --precision fp32.");
   }
 }
 
-void OrtSession::open(const Manifest& rank, int threads, bool alone, const Provider& provider) {
+void OrtSession::open(const Manifest& rank, int threads, bool alone, const std::filesystem::path& library, const Provider& provider) {
   Ort::SessionOptions options;
   options.SetIntraOpNumThreads(threads);
   options.SetInterOpNumThreads(1);
@@ -193,6 +200,7 @@ void OrtSession::open(const Manifest& rank, int threads, bool alone, const Provi
   for (const auto& [name, value] : rank.config) options.AddConfigEntry(name.c_str(), value.c_str());
   if (!alone) options.AddConfigEntry("session.intra_op.allow_spinning", "0");
   if (provider.name == kCuda) add_cuda(options, provider);
+  if (!library.empty()) add_ops(options, library);
   session_ = Ort::Session(environment(), ports_.where.c_str(), options);
 }
 
@@ -255,21 +263,22 @@ void OrtSession::run(Values& values, const States& states) {
 
 class OrtOpener : public Opener {
  public:
-  OrtOpener(int threads, std::optional<Place> place) : threads_(threads), place_(std::move(place)) {}
+  OrtOpener(int threads, std::filesystem::path library, std::optional<Place> place) : threads_(threads), library_(std::move(library)), place_(std::move(place)) {}
 
   std::unique_ptr<Session> open(const Opening& opening, const Manifest& rank) override {
     const std::optional<Place> place = place_ || rank.providers.empty() ? place_ : place_of(rank.providers.front());
-    return std::make_unique<OrtSession>(opening, rank, threads_, place);
+    return std::make_unique<OrtSession>(opening, rank, threads_, library_, place);
   }
 
  private:
   int threads_;
+  std::filesystem::path library_;
   std::optional<Place> place_;
 };
 
 }  // namespace
 
-std::unique_ptr<Opener> ort_opener(int threads) { return std::make_unique<OrtOpener>(threads, std::nullopt); }
-std::unique_ptr<Opener> ort_opener_in(Place place, int threads) { return std::make_unique<OrtOpener>(threads, std::move(place)); }
+std::unique_ptr<Opener> ort_opener(int threads, const std::filesystem::path& library) { return std::make_unique<OrtOpener>(threads, library, std::nullopt); }
+std::unique_ptr<Opener> ort_opener_in(Place place, int threads) { return std::make_unique<OrtOpener>(threads, std::filesystem::path(), std::move(place)); }
 
 }  // namespace moetrt

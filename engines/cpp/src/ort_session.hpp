@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
@@ -21,7 +22,8 @@ struct Place {
 };
 
 // The first provider of each rank decides where its graphs run. :param threads: within one operator.
-std::unique_ptr<Opener> ort_opener(int threads);
+// :param library: of the ops that graphs need beyond ONNX Runtime's own; empty where they need none.
+std::unique_ptr<Opener> ort_opener(int threads, const std::filesystem::path& library);
 
 // The same on a CPU, with values in `place` as if it were a device's: what tests have where there is none.
 std::unique_ptr<Opener> ort_opener_in(Place place, int threads);

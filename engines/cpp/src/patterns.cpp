@@ -1,6 +1,5 @@
 #include "patterns.hpp"
 
-#include <dlfcn.h>
 #include <oniguruma.h>
 
 #include <array>
@@ -8,6 +7,7 @@
 #include <mutex>
 #include <sstream>
 
+#include "library.hpp"
 #include "moetrt/error.hpp"
 #include "utf8.hpp"
 
@@ -15,7 +15,7 @@ namespace moetrt {
 namespace {
 
 // The functions that are called, by the names and types of the header.
-struct Library {
+struct Functions {
   decltype(&onig_initialize) initialize;
   decltype(&onig_version) version;
   decltype(&onig_new) compile;
@@ -32,32 +32,32 @@ struct Library {
 constexpr std::array<int, 3> kTables{6, 9, 10};  // the release whose tables, of Unicode 16, Python's library has
 
 std::mutex opening;
-const Library* opened = nullptr;  // never closed: patterns may outlive every other static
+const Functions* opened = nullptr;  // never closed: patterns may outlive every other static
 
 template <typename Symbol>
-void take(void* handle, const char* name, Symbol& symbol, bool& complete) {
-  symbol = reinterpret_cast<Symbol>(dlsym(handle, name));
+void take(const Library& from, const char* name, Symbol& symbol, bool& complete) {
+  symbol = from.symbol<Symbol>(name);
   complete = complete && symbol;
 }
 
-Library symbols(void* handle) {
-  Library made{};
+Functions symbols(const Library& from) {
+  Functions made{};
   OnigSyntaxType* const* syntax = nullptr;
-  take(handle, "onig_initialize", made.initialize, made.complete);
-  take(handle, "onig_version", made.version, made.complete);
-  take(handle, "onig_new", made.compile, made.complete);
-  take(handle, "onig_free", made.free, made.complete);
-  take(handle, "onig_search", made.search, made.complete);
-  take(handle, "onig_region_new", made.region_new, made.complete);
-  take(handle, "onig_region_free", made.region_free, made.complete);
-  take(handle, "onig_error_code_to_str", made.describe, made.complete);
-  take(handle, "OnigEncodingUTF8", made.utf8, made.complete);
-  take(handle, "OnigDefaultSyntax", syntax, made.complete);
+  take(from, "onig_initialize", made.initialize, made.complete);
+  take(from, "onig_version", made.version, made.complete);
+  take(from, "onig_new", made.compile, made.complete);
+  take(from, "onig_free", made.free, made.complete);
+  take(from, "onig_search", made.search, made.complete);
+  take(from, "onig_region_new", made.region_new, made.complete);
+  take(from, "onig_region_free", made.region_free, made.complete);
+  take(from, "onig_error_code_to_str", made.describe, made.complete);
+  take(from, "OnigEncodingUTF8", made.utf8, made.complete);
+  take(from, "OnigDefaultSyntax", syntax, made.complete);
   made.syntax = syntax ? *syntax : nullptr;
   return made;
 }
 
-const Library& library() {
+const Functions& library() {
   open_patterns();
   return *opened;
 }
@@ -94,7 +94,7 @@ std::string code_point(std::string_view text) {
 using Region = std::unique_ptr<OnigRegion, void (*)(OnigRegion*)>;
 
 Region region() {
-  const Library& functions = library();
+  const Functions& functions = library();
   // The library's own function takes a second argument.
   return {functions.region_new(), [](OnigRegion* made) { library().region_free(made, 1); }};
 }
@@ -105,14 +105,11 @@ void open_patterns(const std::string& library) {
   const std::lock_guard<std::mutex> lock(opening);
   if (opened) return;
   const std::string name = library.empty() ? "libonig.so.5" : library;
-  void* handle = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (!handle)
-    throw Error("Oniguruma's library, which reading text needs, cannot be loaded: " + std::string(dlerror()) + ".",
-                "Give its path with --oniguruma (Debian's package is libonig5; engines/cpp/dependencies.sh has it in lib/), or give --token-ids.");
-  Library found = symbols(handle);
+  Functions found = symbols(Library("Oniguruma's library, which reading text needs,", {name},
+                                    "Give its path with --oniguruma (Debian's package is libonig5; engines/cpp/dependencies.sh has it in lib/), or give --token-ids."));
   if (!found.complete) throw Error(name + " is no Oniguruma 6.", "Give another library.");
   found.initialize(&found.utf8, 1);
-  opened = new Library(found);
+  opened = new Functions(found);
 }
 
 void require_known_characters(std::string_view text) {
@@ -148,7 +145,7 @@ struct Pattern::Compiled {
 };
 
 Pattern::Pattern(const std::string& expression, std::string where) : where_(std::move(where)) {
-  const Library& functions = library();
+  const Functions& functions = library();
   auto made = std::make_shared<Compiled>();
   OnigErrorInfo info{};
   const int code = functions.compile(&made->regex, first(expression), past(expression), ONIG_OPTION_NONE, functions.utf8, functions.syntax, &info);

@@ -2,9 +2,9 @@
 
 #include "backends.hpp"
 #include "cuda.hpp"
+#include "kernel_library.hpp"
 #include "moetrt/error.hpp"
 #include "tensorrt_communicator.hpp"
-#include "tensorrt_plugins.hpp"
 #include "tensorrt_session.hpp"
 
 namespace moetrt {
@@ -24,13 +24,14 @@ class TensorRtOpener : public Opener {
     if (devices < tensor_)
       throw Error(folder + " holds engines of " + std::to_string(tensor_) + " tensor rank(s), a CUDA device each; there are " + std::to_string(devices) + " here.",
                   "Run where there are enough, or build with --backend ort.");
-    const std::vector<std::filesystem::path> plugins = find_plugins(ranks, given);
+    const std::filesystem::path library = find_kernel_library(ranks, given, kPluginsVersion);
     const bool apart = devices >= tensor_ * first.pipeline;
     for (int stage = 0; stage < first.pipeline; ++stage) {
       std::vector<int> theirs(static_cast<std::size_t>(tensor_));
       std::iota(theirs.begin(), theirs.end(), apart ? stage * tensor_ : 0);
       const auto ring = tensor_ > 1 ? std::make_shared<Ring>(theirs) : nullptr;
-      for (int place = 0; place < tensor_; ++place) seats_.push_back({theirs[static_cast<std::size_t>(place)], ring, static_cast<std::size_t>(place), plugins.at(seats_.size())});
+      for (int place = 0; place < tensor_; ++place)
+        seats_.push_back({theirs[static_cast<std::size_t>(place)], ring, static_cast<std::size_t>(place), ranks.at(seats_.size()).plugins ? library : std::filesystem::path()});
     }
   }
 

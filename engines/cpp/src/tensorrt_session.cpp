@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -15,7 +16,6 @@
 #include "moetrt/error.hpp"
 #include "ports.hpp"
 #include "tensorrt_communicator.hpp"
-#include "tensorrt_plugins.hpp"
 
 namespace moetrt {
 namespace {
@@ -49,6 +49,13 @@ class Mapped {
   std::size_t size_;
   void* data_;
 };
+
+// Gives a library to a runtime, whose registry no other runtime sees: before it deserialises, and once for each. False: TensorRT refuses; its log says why.
+bool load_plugins(nvinfer1::IRuntime& runtime, const std::filesystem::path& library) {
+  static std::mutex one_at_a_time;  // ranks come at once, which neither TensorRT nor a library of plugins need expect
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  return runtime.getPluginRegistry().loadLibrary(library.c_str()) != nullptr;
+}
 
 nvinfer1::DataType type_of(const std::string& dtype) {
   static const std::map<std::string, nvinfer1::DataType> known{

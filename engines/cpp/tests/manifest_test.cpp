@@ -6,7 +6,6 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "backends.hpp"
 #include "moetrt/error.hpp"
 #include "record.hpp"
 
@@ -66,20 +65,6 @@ TEST_CASE("a record names the library of plugins that its engines need, or none"
   CHECK(changed("path", "/lib.so") == "manifest.json.options.plugins has the unknown field 'path'.");
   CHECK(refusal([](json& whole) { whole["options"]["plugins"] = "lib.so"; }) == "manifest.json.options.plugins is 'lib.so', where an object is expected.");
   CHECK(refusal([](json& whole) { whole["options"]["plugins"] = {{"library", "lib.so"}}; }) == "manifest.json.options.plugins lacks the field 'version'.");
-}
-
-TEST_CASE("plugins are TensorRT's: for engines of another backend they are refused") {
-  for (const char* backend : {"ort", "ort-cuda"}) {
-    Manifest rank;
-    rank.backend = backend;
-    try {
-      find_opener({rank}, {1, "libmoetrt-plugins.so"});
-      FAIL("nothing was thrown");
-    } catch (const Error& error) {
-      CHECK(error.what() == "the backend " + std::string(backend) + " has no use for --plugins.");
-      CHECK(error.hint() == "They are TensorRT's, for tensorrt and tensorrt-rtx.");
-    }
-  }
 }
 
 TEST_CASE("what a record should not say is refused by name") {

@@ -36,12 +36,24 @@ std::vector<std::string> order() {
 
 }  // namespace
 
-TEST_CASE("engines without plugins are opened without, and whatever library is given") {
+TEST_CASE("engines without plugins are opened without, and a library that is given for them is refused") {
   const Engines engines(1);
   CHECK(refusal(engines.folder()).empty());
   CHECK(order() == std::vector<std::string>{"deserialize"});
-  CHECK(refusal(engines.folder(), "/nowhere/lib.so").empty());
-  CHECK(order() == std::vector<std::string>{"deserialize"});
+  CHECK(refusal(engines.folder(), kPlugins) == engines.folder().string() + " holds engines that need no library of kernels, but " + kPlugins.string() + " is given.");
+  CHECK(order().empty());
+}
+
+TEST_CASE("of ranks some of which were built with plugins, those alone are given the library") {
+  const Engines engines(2, 0, recorded());
+  const fs::path manifest = engines.folder() / "rank-00/manifest.json";
+  json data = json::parse(std::ifstream(manifest));
+  data["options"]["plugins"] = nullptr;
+  Engines::change(manifest, data);
+  CHECK(refusal(engines.folder(), kPlugins).empty());
+  const auto told = order();
+  CHECK(told.size() == 3);
+  CHECK(count(told, "loadLibrary " + fs::canonical(kPlugins).string()) == 1);
 }
 
 TEST_CASE("the library of the engines is loaded before they are deserialised") {

@@ -31,7 +31,7 @@ constexpr const char* kUsage =
     "  --ignore-eos         Go on after the end-of-sequence token.\n"
     "  --stream             Print text as it comes.\n"
     "  --threads THREADS    Threads in all; ranks share them.  [default: the cores]\n"
-    "  --plugins FILE       Library of TensorRT plugins that ENGINES were built with.  [default: the file of its name in ENGINES]\n"
+    "  --plugins FILE       Library of kernels that ENGINES were built with.  [default: the one beside them]\n"
     "  --onnxruntime FILE   ONNX Runtime's shared library.  [default: libonnxruntime.so.1]\n"
     "  --oniguruma FILE     Oniguruma's shared library, which reading text needs.  [default: libonig.so.5]\n"
     "  --logits FILE        Write the prompt's logits, float32 (tokens, vocab), and generate nothing.\n"

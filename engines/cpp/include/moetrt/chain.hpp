@@ -34,7 +34,7 @@ struct Generation {
 class Chain {
  public:
   // Opens the engines in `folder`.
-  // Throws Error: ranks are missing, damaged or not made for each other, the backend does not run here, or plugins are not those of the engines.
+  // Throws Error: ranks are missing, damaged or not made for each other, the backend does not run here, or the library of kernels is not that of the engines.
   static Chain load(const std::filesystem::path& folder, const LoadOptions& options);
 
   // The same with nothing but threads to say.

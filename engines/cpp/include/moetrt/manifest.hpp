@@ -73,10 +73,10 @@ struct Provider {
   std::map<std::string, std::string> options;
 };
 
-// The library of TensorRT plugins that engines were built with; without it TensorRT cannot open them.
+// The library of our own kernels that engines were built with, TensorRT's plugins or ONNX Runtime's ops; without it they cannot be opened.
 struct PluginLibrary {
   std::string name;     // of its file
-  std::string version;  // of its plugins
+  std::string version;  // of its plugins or ops
   std::string sha256;
 
   bool operator==(const PluginLibrary&) const = default;

@@ -47,7 +47,7 @@ class Session {
 // How engines are opened.
 struct LoadOptions {
   int threads = 0;                // of the host in all, which ranks have in turn; the cores at hand when 0
-  std::filesystem::path plugins;  // the library of TensorRT plugins that they were built with; when empty, the file of its name beside them
+  std::filesystem::path plugins;  // the library of kernels that they were built with; when empty, the file of its name beside them
 };
 
 // A graph to be opened.
