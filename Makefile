@@ -111,8 +111,8 @@ cpp-tensorrt: cpp ## TensorRT's session against libraries that stand for TensorR
 	cmake --build build/cpp-tensorrt --parallel 2 --target moetrt-tensorrt-tests
 	ctest --test-dir build/cpp-tensorrt --output-on-failure -R tensorrt
 
-test: setup ## Run the tests
-	$(BIN)/python -m pytest
+test: setup ## Run the tests, a worker for each core; files stay whole, for what their tests share (without workers: .venv/bin/pytest)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 bench: setup ops ## Time and memory of export, speed beside transformers and llama.cpp (build/bench.json), as ratios measured on this machine
 	$(BIN)/python benchmarks/export_671b.py

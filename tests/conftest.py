@@ -1,16 +1,54 @@
 """Fixtures shared by all tests: tiny checkpoints, written once a session and never changed (copy one to spoil it)."""
 
+import hashlib
+import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    import onnx
+
+    from exporter.trace import TemplateKey
+
+# Before torch and numpy are loaded: models are tiny, and threads that wait for each other at full speed take the cores of whatever runs beside them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny  # noqa: E402  (beside this file)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_traces(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Workers (``-n``) trace a template once for all, as one process does: tracing is what takes the time."""
+    if not hasattr(request.config, "workerinput"):
+        yield
+        return
+    from exporter.graph import assemble
+
+    folder, trace = tmp_path_factory.getbasetemp().parent / "traces", assemble.trace
+    folder.mkdir(exist_ok=True)
+
+    @cache
+    def shared(key: "TemplateKey") -> "onnx.ModelProto":
+        import onnx
+
+        file = folder / hashlib.sha256(repr(key).encode()).hexdigest()
+        if not file.exists():
+            partial = file.with_suffix(f".{os.getpid()}")
+            partial.write_bytes(trace(key).SerializeToString())
+            partial.replace(file)
+        return onnx.load_from_string(file.read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assemble, "trace", shared)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# run.sh BUILD SECONDS: each reader in turn for its share of the seconds, from BUILD/seeds and what earlier runs have found (BUILD/corpus).
+# run.sh BUILD SECONDS: each reader for its share of the seconds, as many at once as there are cores, from BUILD/seeds and what earlier runs have found (BUILD/corpus).
 # A line of figures for each on stdout; fails with the path of the input, where one is found. CLANG: the folder that clang.sh has made.
 set -eu
 build=$1 seconds=$2
@@ -14,19 +14,26 @@ TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/moetrt-fuzz-XXXXXX")
 export TMPDIR
 trap 'rm -rf "$TMPDIR"' EXIT
 mkdir -p "$build/findings"
-failed=0
-for reader in $readers; do
-  log=$build/$reader.log
-  mkdir -p "$build/corpus/$reader"
-  if "$build/fuzz/moetrt-fuzz-$reader" -max_total_time="$share" -timeout=10 -rss_limit_mb=2048 -max_len=65536 -mutate_depth=2 -print_final_stats=1 \
-    -dict="$(dirname "$0")/words.dict" -artifact_prefix="$build/findings/$reader-" "$build/corpus/$reader" "$build/seeds/$reader" >"$log" 2>&1; then
+# fuzz READER
+fuzz() {
+  log=$build/$1.log
+  mkdir -p "$build/corpus/$1"
+  if "$build/fuzz/moetrt-fuzz-$1" -max_total_time="$share" -timeout=10 -rss_limit_mb=2048 -max_len=65536 -mutate_depth=2 -print_final_stats=1 \
+    -dict="$(dirname "$0")/words.dict" -artifact_prefix="$build/findings/$1-" "$build/corpus/$1" "$build/seeds/$1" >"$log" 2>&1; then
     executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
-    echo "$reader: $executions executions in $share s, $(sed -n 's/.* \(cov: [0-9]* ft: [0-9]*\) corp: \([0-9]*\).*/\1 corpus: \2/p' "$log" | tail -1), nothing found"
+    echo "$1: $executions executions in $share s, $(sed -n 's/.* \(cov: [0-9]* ft: [0-9]*\) corp: \([0-9]*\).*/\1 corpus: \2/p' "$log" | tail -1), nothing found"
   else
-    failed=1
+    touch "$TMPDIR/failed"
     grep -A 30 -m 1 -e ERROR -e error: -e 'terminate called' "$log" >&2 || tail -20 "$log" >&2
     found=$(sed -n 's/.*Test unit written to //p' "$log" | tail -1)
-    echo "$reader: ${found:+found }${found:-ended early}; the whole log is $log" >&2
+    echo "$1: ${found:+found }${found:-ended early}; the whole log is $log" >&2
   fi
+}
+started=0
+for reader in $readers; do
+  fuzz "$reader" &
+  started=$((started + 1))
+  [ $((started % $(nproc))) -ne 0 ] || wait
 done
-exit $failed
+wait
+[ ! -e "$TMPDIR/failed" ]
