@@ -14,6 +14,11 @@
 #include "products.hpp"
 #include "route.hpp"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #define MOETRT_SEEN __attribute__((visibility("default")))
 
 namespace moetrt::ops {
@@ -42,9 +47,26 @@ Parallel parallel_in(OrtKernelContext* context) {
   };
 }
 
+// Asks Linux to read what lies here, of a file that is mapped, in large pages: in small ones, and in the order in which experts are chosen, it
+// would be read at two thirds of the speed ever after. No more than advice: where it is not taken, nothing changes.
+void in_large_pages([[maybe_unused]] const void* memory, [[maybe_unused]] std::size_t bytes) {
+#if defined(__linux__)
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE)), begin = reinterpret_cast<std::uintptr_t>(memory) / page * page;
+  madvise(reinterpret_cast<void*>(begin), reinterpret_cast<std::uintptr_t>(memory) + bytes - begin, MADV_HUGEPAGE);
+#endif
+}
+
 class Attributes {
  public:
-  explicit Attributes(const OrtKernelInfo* info) : info_(info) {}
+  explicit Attributes(const OrtKernelInfo* info) : info_(info) {
+    for (std::size_t place = 0; place < info_.GetInputCount(); ++place) {
+      int constant = 0;
+      const Ort::ConstValue value = info_.GetTensorConstantInput(place, &constant);
+      if (!constant) continue;
+      const auto described = value.GetTensorTypeAndShapeInfo();
+      if (described.GetElementType() == kBytes) in_large_pages(value.GetTensorRawData(), described.GetElementCount());
+    }
+  }
   [[nodiscard]] std::int64_t number(const char* name) const { return info_.GetAttribute<std::int64_t>(name); }
   [[nodiscard]] float real(const char* name) const { return info_.GetAttribute<float>(name); }
   [[nodiscard]] std::string text(const char* name) const { return info_.GetAttribute<std::string>(name); }
