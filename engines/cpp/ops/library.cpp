@@ -51,8 +51,8 @@ Parallel parallel_in(OrtKernelContext* context) {
 // would be read at two thirds of the speed ever after. No more than advice: where it is not taken, nothing changes.
 void in_large_pages([[maybe_unused]] const void* memory, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__)
-  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE)), begin = reinterpret_cast<std::uintptr_t>(memory) / page * page;
-  madvise(reinterpret_cast<void*>(begin), reinterpret_cast<std::uintptr_t>(memory) + bytes - begin, MADV_HUGEPAGE);
+  const std::size_t before = reinterpret_cast<std::uintptr_t>(memory) % static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  madvise(const_cast<char*>(static_cast<const char*>(memory) - before), bytes + before, MADV_HUGEPAGE);
 #endif
 }
 
