@@ -79,7 +79,7 @@ def change(folder, rank=0, **fields):
 def test_logits_are_pythons_to_the_byte_and_greedy_tokens_are_equal(built, tmp_path, scheme, tensor):
     folder = built(scheme, tensor)
     lowered = {lowering for path in folder.glob("rank-*/manifest.json") for lowering in map(str, json.loads(path.read_text())["lowerings"])}
-    assert any("packed_ort" in lowering for lowering in lowered)
+    assert any("packed_experts_ort" in lowering for lowering in lowered)
     done, report = call(folder, "--logits", tmp_path / "logits"), call(folder, "--max-tokens", 16, "--ignore-eos", "--json")
     assert (done.returncode, report.returncode) == (0, 0), done.stderr + report.stderr
     with load(folder) as chain:

@@ -57,11 +57,11 @@ def test_an_output_that_cannot_be_made_is_refused(folder: Path, tmp_path: Path, 
 def test_an_interrupted_build_keeps_what_was_finished_and_nothing_else(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, whole = [], ort._try_open
 
-    def interrupt(path: Path, providers: list) -> None:
+    def interrupt(path: Path, providers: list, library: Path | None) -> None:
         opened.append(path)
         if len(opened) == 8:
             raise KeyboardInterrupt
-        whole(path, providers)
+        whole(path, providers, library)
 
     monkeypatch.setattr(ort, "_try_open", interrupt)
     assert run(["build", str(folder), "--output", str(tmp_path / "ort")]) == 130

@@ -12,7 +12,7 @@ from calibration.quantize import QuantizeRequest, quantize
 from engines.backends import plugins as module
 from engines.backends import tensorrt
 from engines.backends.emitted import Emitted
-from engines.backends.plugins import record_of, register
+from engines.backends.plugins import PLUGIN_LIBRARY, record_of, register
 from engines.build import EngineRequest, build_engines
 from engines.compare.build_only import compare_builds
 from engines.inspection import inspect
@@ -124,12 +124,12 @@ def test_libraries_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("no library")
     for path in (tmp_path / "text.so", c_library(tmp_path, "int x;")):
         with pytest.raises(BuildError, match="is no library of moetrt's plugins that can be loaded here"):
-            record_of(path)
+            record_of(path, PLUGIN_LIBRARY)
 
 
 def test_a_library_of_another_version_is_refused_by_both_versions(tmp_path: Path) -> None:
     with pytest.raises(BuildError, match="has plugins of version 7; this moetrt lowers for version 1") as refused:
-        record_of(c_library(tmp_path, 'const char* moetrt_plugins_version(void) { return "7"; }'))
+        record_of(c_library(tmp_path, 'const char* moetrt_plugins_version(void) { return "7"; }'), PLUGIN_LIBRARY)
     assert "make cpp" in refused.value.hint
 
 
