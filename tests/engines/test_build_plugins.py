@@ -123,12 +123,12 @@ def c_library(folder: Path, source: str) -> Path:
 def test_libraries_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("no library")
     for path in (tmp_path / "text.so", c_library(tmp_path, "int x;")):
-        with pytest.raises(BuildError, match="is no library of moetrt's plugins that can be loaded here"):
+        with pytest.raises(BuildError, match="is no library of moetrt's TensorRT plugins that can be loaded here"):
             record_of(path, PLUGIN_LIBRARY)
 
 
 def test_a_library_of_another_version_is_refused_by_both_versions(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="has plugins of version 7; this moetrt lowers for version 1") as refused:
+    with pytest.raises(BuildError, match="has TensorRT plugins of version 7; this moetrt lowers for version 1") as refused:
         record_of(c_library(tmp_path, 'const char* moetrt_plugins_version(void) { return "7"; }'), PLUGIN_LIBRARY)
     assert "make cpp" in refused.value.hint
 
