@@ -47,16 +47,15 @@ def _refuses_matrix(inputs: int, block: int, scale: int, context: Context) -> Re
 def refuses_linear(node: "onnx.NodeProto", context: Context) -> Refusal | None:
     if absent := _absent(context, PRODUCT):
         return absent
-    source, matrix = context.maker(node.input[0]), _matrix(node, context)
-    if source is not None and source.op_type == "DequantizeLinear" and not _rounded(source, context):
+    matrix = _matrix(node, context)
+    if _is_rounded(node.input[0], context) and not _rounded(node.input[0], context):
         return Refusal("activations are rounded, but not by one symmetric scale")
     return _refuses_matrix(matrix.inputs, matrix.block, matrix.scale.data_type, context)
 
 
 def rewrite_linear(node: "onnx.NodeProto", context: Context) -> Replacement:
     matrix, writer = _matrix(node, context), NodeWriter(Scope(node.name.rpartition("/")[0]))
-    derived, source = matrix.derived(), context.maker(node.input[0])
-    rounded = _rounded(source, context) if source is not None else None
+    derived, rounded = matrix.derived(), _rounded(node.input[0], context)
     x, scale, activations = (rounded.input[0], [rounded.input[1]], "static") if rounded else (node.input[0], [], _rounding("float", context))
     sizes = {"K": matrix.inputs, "N": matrix.outputs, "block": matrix.block, "bits": matrix.bits}
     operands = [x, *(made.name for made in derived), *scale]
@@ -64,9 +63,15 @@ def rewrite_linear(node: "onnx.NodeProto", context: Context) -> Replacement:
     return Replacement(tuple(writer.nodes), tuple(map(placeholder, derived)), {DOMAIN: 1}, derived)
 
 
-def _rounded(node: "onnx.NodeProto", context: Context) -> "onnx.NodeProto | None":
-    """The ``QuantizeLinear`` before a ``DequantizeLinear``, where both go by one scale and the zero point 0."""
-    before = context.maker(node.input[0]) if node.op_type == "DequantizeLinear" else None
+def _is_rounded(value: str, context: Context) -> bool:
+    made = context.maker(value)
+    return made is not None and made.op_type == "DequantizeLinear"
+
+
+def _rounded(value: str, context: Context) -> "onnx.NodeProto | None":
+    """The ``QuantizeLinear`` before the ``DequantizeLinear`` that makes a value, where both go by one scale and the zero point 0."""
+    node = context.maker(value) if _is_rounded(value, context) else None
+    before = context.maker(node.input[0]) if node is not None else None
     if before is None or before.op_type != "QuantizeLinear" or list(before.input[1:]) != list(node.input[1:]) or len(node.input) != 3:
         return None
     scale, zero = (context.initializers.get(name) for name in node.input[1:])
@@ -107,11 +112,6 @@ def _feed_forward(node: "onnx.NodeProto", context: Context) -> "tuple[onnx.NodeP
     if sigmoid is None or sigmoid.op_type != "Sigmoid" or up is None or gate is None or sigmoid.input[0] != gate.output[0]:
         return None
     return (gate, up) if is_linear(gate, context) and is_linear(up, context) and gate.input[0] == up.input[0] else None
-
-
-def _is_rounded(value: str, context: Context) -> bool:
-    made = context.maker(value)
-    return made is not None and made.op_type == "DequantizeLinear"
 
 
 def _factors(node: "onnx.NodeProto | None", context: Context) -> "tuple[onnx.NodeProto | None, onnx.NodeProto | None]":
@@ -201,7 +201,6 @@ def _bits(kind: int) -> int:
     return 4 if kind == TensorProto.INT4 else 8
 
 
-PACKED_LINEAR = Lowerer("packed_ort", refuses_linear, rewrite_linear)
 PACKED_FEED_FORWARD = Lowerer("packed_feed_forward_ort", refuses_feed_forward, rewrite_feed_forward)
 PACKED_LINEAR = Lowerer("packed_linear_ort", refuses_linear, rewrite_linear)
 PACKED_EXPERTS = Lowerer("packed_experts_ort", refuses_experts, rewrite_experts)

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from .panels import PANELS
+from .panels import PANELS, nibbles
 from .rewrite import Derived
 
 BLOCKS = (128, 64, 32)
@@ -67,7 +67,7 @@ def _rows4(pairs: np.ndarray) -> Iterator[np.ndarray]:
     """:param pairs: two outputs in a byte. *Shape:* uint8 ``(…, inputs, outputs / 2)``"""
 
     def pack(one: np.ndarray) -> np.ndarray:
-        values = np.stack([one & 15, one >> 4], axis=-1).reshape(len(one), -1).T ^ np.uint8(8)
+        values = nibbles(one).T ^ np.uint8(8)
         return values[:, 0::2] | (values[:, 1::2] << 4)
 
     return _each(pack, pairs)

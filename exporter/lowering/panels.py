@@ -48,7 +48,7 @@ def derived_panel_scales(scale: str, shape: tuple[int, ...], paired: bool = Fals
 
 def _values(values: np.ndarray, bits: int, paired: bool) -> Iterator[np.ndarray]:
     for one in values if values.ndim == 3 else values[None]:
-        unsigned = _nibbles(one) ^ np.uint8(8) if bits == 4 else one.view(np.uint8) ^ np.uint8(128)
+        unsigned = nibbles(one) ^ np.uint8(8) if bits == 4 else one.view(np.uint8) ^ np.uint8(128)
         inputs, outputs = unsigned.shape
         room = np.full((filled(inputs, TILE), filled(outputs, LANES)), 8 if bits == 4 else 128, np.uint8)
         room[:inputs, :outputs] = _halves(unsigned) if paired else unsigned
@@ -65,8 +65,8 @@ def _scales(values: np.ndarray, paired: bool) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(room.reshape(blocks, -1, LANES).transpose(1, 0, 2))
 
 
-def _nibbles(pairs: np.ndarray) -> np.ndarray:
-    """:param pairs: two outputs in a byte. *Shape:* uint8 ``(inputs, outputs / 2)``"""
+def nibbles(pairs: np.ndarray) -> np.ndarray:
+    """4-bit values, one in a byte. :param pairs: two outputs in a byte. *Shape:* uint8 ``(inputs, outputs / 2)``"""
     return np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(len(pairs), -1)
 
 

@@ -8,12 +8,12 @@ namespace moetrt::ops {
 namespace {
 
 constexpr std::size_t kTokens = 512;  // that are taken at a time
-constexpr std::size_t kFew = 8;       // rows below which a thread alone is as quick
 
 // A token at an expert; pairs of an expert lie one after another.
 struct Pair {
   std::size_t token;
   std::size_t expert;
+  std::size_t group;  // of the pairs of its expert
 };
 
 // Some panels of an expert's matrix, for all of its pairs.
@@ -47,10 +47,11 @@ void sort(const Experts& experts, const std::int64_t* chosen, std::size_t tokens
     return id >= 0 && static_cast<std::size_t>(id) < experts.count ? static_cast<std::size_t>(id) : experts.count;
   };
   for (std::size_t at = 0; at < tokens * top_k; ++at) ++counts[local(at)];
-  std::vector<std::size_t> next(experts.count, 0);
+  std::vector<std::size_t> next(experts.count, 0), group(experts.count, 0);
   scratch.starts.clear();
   std::size_t total = 0;
   for (std::size_t expert = 0; expert < experts.count; ++expert) {
+    group[expert] = scratch.starts.size();
     if (counts[expert]) scratch.starts.push_back(total);
     next[expert] = total;
     total += counts[expert];
@@ -61,7 +62,7 @@ void sort(const Experts& experts, const std::int64_t* chosen, std::size_t tokens
   for (std::size_t at = 0; at < tokens * top_k; ++at) {
     const std::size_t expert = local(at);
     scratch.place[at] = expert == experts.count ? kNone : next[expert]++;
-    if (expert != experts.count) scratch.pairs[scratch.place[at]] = {at / top_k, expert};
+    if (expert != experts.count) scratch.pairs[scratch.place[at]] = {at / top_k, expert, group[expert]};
   }
 }
 
@@ -73,11 +74,6 @@ void cut(const Packed& matrix, std::size_t groups, std::vector<Piece>& pieces) {
     for (std::size_t panel = 0; panel < matrix.panels(); panel += panels) pieces.push_back({group, panel, std::min(panel + panels, matrix.panels())});
 }
 
-void each(std::size_t count, const Parallel& parallel, const std::function<void(std::size_t)>& work) {
-  if (count >= kFew) return parallel(count, work);
-  for (std::size_t one = 0; one < count; ++one) work(one);
-}
-
 void some(const Experts& experts, const float* x, const std::int64_t* chosen, const float* weights, std::size_t tokens, std::size_t top_k, float* y, const Parallel& parallel) {
   static thread_local Scratch kept;
   Scratch& scratch = kept;  // what other threads see is this thread's
@@ -86,12 +82,12 @@ void some(const Experts& experts, const float* x, const std::int64_t* chosen, co
   const std::size_t groups = scratch.starts.size() - 1;
   const auto size = [&](std::size_t group) { return scratch.starts[group + 1] - scratch.starts[group]; };
   scratch.x.resize(tokens, digits, hidden, experts.gate.block);
-  each(tokens, parallel, [&](std::size_t token) { round(x + token * hidden, experts.rounding, experts.x_scale ? *experts.x_scale : 0, scratch.x, token); });
+  each_row(tokens, parallel, [&](std::size_t token) { round(x + token * hidden, experts.rounding, experts.x_scale ? *experts.x_scale : 0, scratch.x, token); });
   scratch.inputs.resize(std::max(scratch.inputs.size(), groups));
   scratch.inner.resize(std::max(scratch.inner.size(), groups));
   scratch.h.resize(scratch.pairs.size() * width);
   scratch.out.resize(scratch.pairs.size() * hidden);
-  each(groups, parallel, [&](std::size_t group) {
+  each_row(groups, parallel, [&](std::size_t group) {
     scratch.inputs[group].resize(size(group), digits, hidden, experts.gate.block);
     for (std::size_t pair = 0; pair < size(group); ++pair) scratch.inputs[group].copy(pair, scratch.x, scratch.pairs[scratch.starts[group] + pair].token);
   });
@@ -111,11 +107,8 @@ void some(const Experts& experts, const float* x, const std::int64_t* chosen, co
     }
   });
   for (std::size_t group = 0; group < groups; ++group) scratch.inner[group].resize(size(group), digits, width, experts.down.block);
-  std::vector<std::size_t> group_of(scratch.pairs.size());
-  for (std::size_t group = 0; group < groups; ++group)
-    std::fill(group_of.begin() + static_cast<std::ptrdiff_t>(scratch.starts[group]), group_of.begin() + static_cast<std::ptrdiff_t>(scratch.starts[group + 1]), group);
-  each(scratch.pairs.size(), parallel, [&](std::size_t pair) {
-    const std::size_t group = group_of[pair];
+  each_row(scratch.pairs.size(), parallel, [&](std::size_t pair) {
+    const std::size_t group = scratch.pairs[pair].group;
     const float fixed = experts.h_scale ? experts.h_scale[scratch.pairs[pair].expert] : 0;
     round(scratch.h.data() + pair * width, experts.rounding, fixed, scratch.inner[group], pair - scratch.starts[group]);
   });
@@ -127,7 +120,7 @@ void some(const Experts& experts, const float* x, const std::int64_t* chosen, co
     for (std::size_t panel = piece.panel; panel < piece.end; ++panel)
       multiply(matrix, panel, scratch.inner[piece.group], scratch.out.data() + scratch.starts[piece.group] * hidden + panel * kLanes, hidden, room);
   });
-  each(tokens, parallel, [&](std::size_t token) {
+  each_row(tokens, parallel, [&](std::size_t token) {
     std::fill_n(y + token * hidden, hidden, 0.0f);
     for (std::size_t choice = token * top_k; choice < (token + 1) * top_k; ++choice)
       if (scratch.place[choice] != kNone) add(y + token * hidden, scratch.out.data() + scratch.place[choice] * hidden, weights[choice], hidden);
