@@ -5,15 +5,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from exporter.lowering import Derived, lower
+from exporter.lowering import Asks, Derived, lower, unknown
 from exporter.plan.capabilities import Capabilities
 from exporter.plan.manifest import Lowering
 
 
-def with_derived(model: onnx.ModelProto, capabilities: Capabilities, fast: bool = False) -> tuple[onnx.ModelProto, tuple[Lowering, ...]]:
+def with_derived(model: onnx.ModelProto, capabilities: Capabilities, fast: bool = False, is_bfloat16: Asks = unknown) -> tuple[onnx.ModelProto, tuple[Lowering, ...]]:
     derived: dict[str, Derived] = {}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    lowered, records = lower(model, capabilities, derived, fast)
+    lowered, records = lower(model, capabilities, derived, fast, is_bfloat16)
     for tensor in lowered.graph.initializer:
         if tensor.name in derived:
             made = derived[tensor.name]

@@ -20,7 +20,7 @@ from exporter.plan.manifest import Assembly, GraphsRank
 from ..runtime.session import AS_WRITTEN, providers_of
 from ..runtime.session import CUDA as CUDA_PROVIDER
 from .contract import Backend, RankBuild, RankEngines
-from .derived import DERIVED, refer, write_derived
+from .derived import DERIVED, is_bfloat16, refer, write_derived
 from .plugins import OPS_LIBRARY, record_of, with_ops
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def build(able: Capabilities, request: RankBuild) -> RankEngines:
     made = []
     for launch, file in assembly.graphs.items():
         request.progress(launch, len(made) / len(assembly.graphs) * PHASE)
-        made.append(lower(onnx.load(request.source / file, load_external_data=False), able, derived, request.fast))
+        made.append(lower(onnx.load(request.source / file, load_external_data=False), able, derived, request.fast, partial(is_bfloat16, request.folder / name)))
     lowerings = tuple(one for _, records in made for one in records)
     used = any(one.chosen in PACKED for one in lowerings)
     graphs, places = [lowered for lowered, _ in made], {}

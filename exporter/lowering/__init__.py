@@ -1,6 +1,6 @@
 """Portable graphs become lowered ones: made for one backend, with no node of our domain left but those that it has plugins for.
 
-For each custom op, and each product with a quantised matrix, the first rewrite in ``LOWERINGS`` that does not refuse is taken; refusals have reasons, which the
+For each custom op, and each product with a stored matrix that may have a kernel of its own, the first rewrite in ``LOWERINGS`` that does not refuse is taken; refusals have reasons, which the
 engine's manifest keeps.
 """
 
@@ -20,23 +20,31 @@ from .identity import IDENTITY
 from .inline import INLINE
 from .linear_ort import LINEAR, NBITS_ORT, is_linear
 from .moe_ort import MOE_ORT
-from .packed_ort import PACKED_EXPERTS, PACKED_FEED_FORWARD, PACKED_LINEAR, PACKED_ROUTE
+from .packed_ort import (
+    FLOAT_LINEAR,
+    PACKED_EXPERTS,
+    PACKED_FEED_FORWARD,
+    PACKED_LINEAR,
+    PACKED_ROUTE,
+    is_float_linear,
+)
 from .plugin_tensorrt import PLUGIN_TENSORRT
 from .qmoe_ort import QMOE_ORT
-from .rewrite import Context, Derived, Lowerer, Refusal, Replacement
+from .rewrite import Asks, Context, Derived, Lowerer, Refusal, Replacement, unknown
 from .router_ort import ROUTER_ORT
 
 if TYPE_CHECKING:
     import onnx
 
 log = logging.getLogger(__name__)
-__all__ = ["LOWERINGS", "Context", "Derived", "Lowerer", "Refusal", "Replacement", "all_nodes", "lower", "reads"]
+__all__ = ["LOWERINGS", "Asks", "Context", "Derived", "Lowerer", "Refusal", "Replacement", "all_nodes", "lower", "reads", "unknown"]
 
 LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
     "Route": (PACKED_ROUTE, ROUTER_ORT, PLUGIN_TENSORRT, INLINE),
-    "Experts": (MOE_ORT, PLUGIN_TENSORRT, INLINE),
+    "Experts": (PACKED_EXPERTS, MOE_ORT, PLUGIN_TENSORRT, INLINE),
     "QuantizedExperts": (PACKED_EXPERTS, QMOE_ORT, GATHER_ORT, PLUGIN_TENSORRT, INLINE),
     LINEAR: (PACKED_FEED_FORWARD, PACKED_LINEAR, NBITS_ORT, AS_WRITTEN),
+    FLOAT_LINEAR: (PACKED_FEED_FORWARD, PACKED_LINEAR, AS_WRITTEN),
     # Never inlined: a rank's body sees one rank, and an engine of several would be wrong in silence.
     "AllReduce": (IDENTITY, DIST_COLLECTIVE),
     "AllGather": (IDENTITY, DIST_COLLECTIVE),
@@ -45,17 +53,18 @@ LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
 
 
 def lower(
-    model: "onnx.ModelProto", capabilities: Capabilities, derived: dict[str, Derived] | None = None, fast: bool = False
+    model: "onnx.ModelProto", capabilities: Capabilities, derived: dict[str, Derived] | None = None, fast: bool = False, is_bfloat16: Asks = unknown
 ) -> "tuple[onnx.ModelProto, tuple[Lowering, ...]]":
     """The model for one backend, and what became of each custom op. ``model`` itself is left as it is.
 
     :param derived: gets the tensors that the caller has to make and to place, by name; where it is None, no rewrite derives any.
     :param fast: rewrites may take a kernel that rounds activations in its own way.
+    :param is_bfloat16: whether every value of a stored float32 tensor is a bfloat16.
     :raises BuildError: every rewrite of a node refused.
     """
     import onnx
 
-    context = Context(model.graph, capabilities, derived is not None, fast)
+    context = Context(model.graph, capabilities, derived is not None, fast, is_bfloat16)
     records, domains, names = [], {}, {}
     lowered = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name, metadata_props=model.metadata_props)
     graph = lowered.graph
@@ -122,8 +131,15 @@ def _drop_sources(graph: "onnx.GraphProto", derived: dict[str, Derived]) -> None
     graph.initializer.extend(kept)
 
 
+def _op_of(node: "onnx.NodeProto", context: Context) -> str | None:
+    """What a node is among ``LOWERINGS``."""
+    if node.domain == DOMAIN:
+        return node.op_type
+    return LINEAR if is_linear(node, context) else FLOAT_LINEAR if is_float_linear(node, context) else None
+
+
 def _replace(node: "onnx.NodeProto", context: Context) -> tuple[Replacement, Lowering | None]:
-    op = node.op_type if node.domain == DOMAIN else LINEAR if is_linear(node, context) else None
+    op = _op_of(node, context)
     if op is None:
         return Replacement((node,)), None
     refused = {}

@@ -1,9 +1,10 @@
-"""Quantised products on ONNX Runtime by our own kernels for CPUs (``engines/cpp/ops``, docs/kernels.md), where the builder gives their library.
+"""Products on ONNX Runtime by our own kernels for CPUs (``engines/cpp/ops``, docs/cpu-kernels.md), where the builder gives their library.
 
-``QuantizedExperts`` → ``moetrt.PackedExperts``, a product with a dequantised matrix → ``moetrt.PackedLinear``, three of them that make a
+``Experts`` and ``QuantizedExperts`` → ``moetrt.PackedExperts``, a product with a dequantised or a float32 matrix → ``moetrt.PackedLinear``, three of them that make a
 feed-forward → ``moetrt.PackedFeedForward``, and a ``Route`` that experts of ours read stays what it is. The kernels multiply
 integers: int8 as calibrated where activations are rounded, and where they are not, activations in three digits of int8, which is
-float32's precision; in two, finer than float16, where the builder may substitute.
+float32's precision; in two, finer than float16, where the builder may substitute. Matrices of float32 are kept as bfloat16 where every value
+is one, as in every released checkpoint: half the bytes and the same numbers.
 """
 
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..ops import DOMAIN, attributes_of
 from .linear_ort import is_linear
-from .nodes import PRECISIONS, NodeWriter, placeholder
-from .panels import LANES, derived_panel_scales, derived_panels
+from .nodes import FLOAT32, PRECISIONS, NodeWriter, placeholder
+from .panels import LANES, derived_floats, derived_panel_scales, derived_panels
 from .rewrite import Context, Derived, Lowerer, Refusal, Replacement, Scope, scope_of
 
 if TYPE_CHECKING:
@@ -25,7 +26,17 @@ OPS = frozenset({ROUTE, EXPERTS, PRODUCT, FEED_FORWARD})
 UNIT = 32
 """Inputs that share a scale are a multiple of so many."""
 MOST = 65536
-"""Inputs of a matrix: of more, a sum of products could overflow 32 bits."""
+"""Inputs of a matrix: of more, a sum of products of integers could overflow 32 bits."""
+FLOAT_LINEAR = "Linear"
+"""What a ``MatMul`` by a stored float32 matrix is called among lowerings."""
+
+
+def is_float_linear(node: "onnx.NodeProto", context: Context) -> bool:
+    """Whether a node multiplies by a stored matrix of float32, and the backend has a kernel for that."""
+    if node.op_type != "MatMul" or node.domain or not context.capabilities.has(PRODUCT):
+        return False
+    weight = context.initializers.get(node.input[1])
+    return weight is not None and weight.data_type == FLOAT32 and len(weight.dims) == 2
 
 
 def _absent(context: Context, kernel: str) -> Refusal | None:
@@ -34,9 +45,10 @@ def _absent(context: Context, kernel: str) -> Refusal | None:
     return Refusal(f"{context.capabilities.backend} has no {kernel} (our kernels for CPUs: build --plugins)")
 
 
-def _refuses_matrix(inputs: int, block: int, scale: int, context: Context) -> Refusal | None:
-    if PRECISIONS.get(scale) != "fp32":
-        return Refusal(f"the kernel computes in fp32, not {PRECISIONS.get(scale)}")
+def _refuses_matrix(inputs: int, block: int, floats: int | None, context: Context) -> Refusal | None:
+    """:param floats: the type of the matrix's scale, or of its own."""
+    if PRECISIONS.get(floats) != "fp32":
+        return Refusal(f"the kernel computes in fp32, not {PRECISIONS.get(floats)}")
     if block % UNIT or inputs % (block or 1):
         return Refusal(f"the kernel takes blocks of a multiple of {UNIT} that divide the inputs, not {block} of {inputs}")
     if inputs > MOST:
@@ -50,15 +62,15 @@ def refuses_linear(node: "onnx.NodeProto", context: Context) -> Refusal | None:
     matrix = _matrix(node, context)
     if _is_rounded(node.input[0], context) and not _rounded(node.input[0], context):
         return Refusal("activations are rounded, but not by one symmetric scale")
-    return _refuses_matrix(matrix.inputs, matrix.block, matrix.scale.data_type, context)
+    return _refuses_matrix(matrix.inputs, matrix.block, matrix.floats, context)
 
 
 def rewrite_linear(node: "onnx.NodeProto", context: Context) -> Replacement:
     matrix, writer = _matrix(node, context), NodeWriter(Scope(node.name.rpartition("/")[0]))
     derived, rounded = matrix.derived(), _rounded(node.input[0], context)
-    x, scale, activations = (rounded.input[0], [rounded.input[1]], "static") if rounded else (node.input[0], [], _rounding("float", context))
+    x, scale, activations = (rounded.input[0], [rounded.input[1]], "static") if rounded else (node.input[0], [], matrix.activations(context))
     sizes = {"K": matrix.inputs, "N": matrix.outputs, "block": matrix.block, "bits": matrix.bits}
-    operands = [x, *(made.name for made in derived), *scale]
+    operands = [x, *matrix.operands(), *scale]
     writer.add("PackedLinear", operands, node.output[0], domain=DOMAIN, activations=activations, **sizes)
     return Replacement(tuple(writer.nodes), tuple(map(placeholder, derived)), {DOMAIN: 1}, derived)
 
@@ -84,10 +96,10 @@ def refuses_feed_forward(node: "onnx.NodeProto", context: Context) -> Refusal | 
         return absent
     found = _feed_forward(node, context)
     if not found:
-        return Refusal("it does not end a SwiGLU of two products with dequantised matrices")
+        return Refusal("it does not end a SwiGLU of two products with stored matrices")
     down = _matrix(node, context)
-    if any((one.block, one.bits, one.scale.data_type) != (down.block, down.bits, down.scale.data_type) for one in map(partial(_matrix, context=context), found)):
-        return Refusal("its matrices are not quantised alike")
+    if any((one.block, one.bits, one.floats) != (down.block, down.bits, down.floats) for one in map(partial(_matrix, context=context), found)):
+        return Refusal("its matrices are not stored alike")
     if down.inputs % LANES or down.outputs % LANES:
         return Refusal(f"the kernel takes multiples of {LANES}, not the hidden size {down.outputs} and the width {down.inputs}")
     if any(_is_rounded(one.input[0], context) for one in (found[0], node)):
@@ -99,9 +111,9 @@ def rewrite_feed_forward(node: "onnx.NodeProto", context: Context) -> Replacemen
     found, writer = _feed_forward(node, context), NodeWriter(Scope(node.name.rpartition("/")[0].rpartition("/")[0]))
     matrices = [_matrix(one, context) for one in (*found, node)]
     derived = tuple(made for matrix in matrices for made in matrix.derived())
-    down, names = matrices[-1], [made.name for made in derived]
+    down, names = matrices[-1], [name for matrix in matrices for name in matrix.operands()]
     sizes = {"hidden": down.outputs, "width": down.inputs, "block": down.block, "bits": down.bits}
-    writer.add("PackedFeedForward", [found[0].input[0], *names], node.output[0], domain=DOMAIN, activations=_rounding("float", context), **sizes)
+    writer.add("PackedFeedForward", [found[0].input[0], *names], node.output[0], domain=DOMAIN, activations=down.activations(context), **sizes)
     return Replacement(tuple(writer.nodes), tuple(map(placeholder, derived)), {DOMAIN: 1}, derived)
 
 
@@ -111,7 +123,11 @@ def _feed_forward(node: "onnx.NodeProto", context: Context) -> "tuple[onnx.NodeP
     gate, sigmoid = _factors(activated, context)
     if sigmoid is None or sigmoid.op_type != "Sigmoid" or up is None or gate is None or sigmoid.input[0] != gate.output[0]:
         return None
-    return (gate, up) if is_linear(gate, context) and is_linear(up, context) and gate.input[0] == up.input[0] else None
+    return (gate, up) if _is_product(gate, context) and _is_product(up, context) and gate.input[0] == up.input[0] else None
+
+
+def _is_product(node: "onnx.NodeProto", context: Context) -> bool:
+    return is_linear(node, context) or is_float_linear(node, context)
 
 
 def _factors(node: "onnx.NodeProto | None", context: Context) -> "tuple[onnx.NodeProto | None, onnx.NodeProto | None]":
@@ -122,35 +138,68 @@ def _factors(node: "onnx.NodeProto | None", context: Context) -> "tuple[onnx.Nod
 def refuses_experts(node: "onnx.NodeProto", context: Context) -> Refusal | None:
     if absent := _absent(context, EXPERTS):
         return absent
-    block, gate_up = attributes_of(node).get("block_size", 0), context.value(node.input[3])
-    hidden, width = gate_up.shape[1], gate_up.shape[2] // 2
-    if hidden % LANES or width % LANES:
-        return Refusal(f"the kernel takes multiples of {LANES}, not the hidden size {hidden} and the width {width}")
-    refusals = (_refuses_matrix(inputs, block, context.value(node.input[4]).dtype, context) for inputs in (hidden, width))
+    made = _mixture(node, context)
+    if made.hidden % LANES or made.width % LANES:
+        return Refusal(f"the kernel takes multiples of {LANES}, not the hidden size {made.hidden} and the width {made.width}")
+    refusals = (_refuses_matrix(inputs, made.block, made.floats, context) for inputs in (made.hidden, made.width))
     return next(filter(None, refusals), None)
 
 
 def rewrite_experts(node: "onnx.NodeProto", context: Context) -> Replacement:
+    made, writer = _mixture(node, context), NodeWriter(scope_of(node))
+    attributes: dict[str, Any] = {"first_expert": attributes_of(node)["first_expert"], "activations": made.activations}
+    attributes |= {"count": made.count, "hidden": made.hidden, "width": made.width, "block": made.block, "bits": made.bits}
+    writer.add("PackedExperts", [*node.input[:3], *made.operands], node.output[0], domain=DOMAIN, **attributes)
+    return Replacement(tuple(writer.nodes), tuple(map(placeholder, made.derived)), {DOMAIN: 1}, made.derived)
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """The experts of a node, as the kernel takes them."""
+
+    count: int
+    hidden: int
+    width: int
+    bits: int
+    block: int
+    """Inputs that share a scale, 0 for all."""
+    floats: int | None
+    """The type of the scales, or of the weights themselves."""
+    activations: str
+    derived: tuple[Derived, ...]
+    operands: tuple[str, ...]
+
+
+def _mixture(node: "onnx.NodeProto", context: Context) -> _Mixture:
+    return _floats(node, context) if node.op_type == "Experts" else _integers(node, context)
+
+
+def _floats(node: "onnx.NodeProto", context: Context) -> _Mixture:
+    names, gate_up, down = node.input[3:5], context.value(node.input[3]), context.value(node.input[4])
+    bits, (count, hidden, width) = 16 if all(map(context.is_bfloat16, names)) else 32, down.shape
+    derived = tuple(derived_floats(name, value.shape, bits, paired, rows=True) for name, value, paired in zip(names, (gate_up, down), (True, False), strict=True))
+    return _Mixture(count, hidden, width, bits, 0, gate_up.dtype, "float", derived, (derived[0].name, "", derived[1].name))
+
+
+def _integers(node: "onnx.NodeProto", context: Context) -> _Mixture:
     given, gate_up, down = attributes_of(node), context.value(node.input[3]), context.value(node.input[5])
-    bits, writer = _bits(gate_up.dtype), NodeWriter(scope_of(node))
+    bits, scales = _bits(gate_up.dtype), [context.value(node.input[place]) for place in (4, 6)]
     derived = (
         derived_panels(node.input[3], gate_up.shape, bits, paired=True),
-        derived_panel_scales(node.input[4], context.value(node.input[4]).shape, paired=True),
+        derived_panel_scales(node.input[4], scales[0].shape, paired=True),
         derived_panels(node.input[5], down.shape, bits),
-        derived_panel_scales(node.input[6], context.value(node.input[6]).shape),
+        derived_panel_scales(node.input[6], scales[1].shape),
     )
-    attributes: dict[str, Any] = {"first_expert": given["first_expert"], "activations": _rounding(given["activations"], context)}
-    attributes |= {"count": gate_up.shape[0], "hidden": gate_up.shape[1], "width": down.shape[1], "block": given.get("block_size", 0), "bits": bits}
-    operands = [*node.input[:3], *(made.name for made in derived), *node.input[7:]]
-    writer.add("PackedExperts", operands, node.output[0], domain=DOMAIN, **attributes)
-    return Replacement(tuple(writer.nodes), tuple(map(placeholder, derived)), {DOMAIN: 1}, derived)
+    operands = (*(made.name for made in derived), *node.input[7:])
+    activations = _rounding(given["activations"], context)
+    return _Mixture(gate_up.shape[0], gate_up.shape[1], down.shape[1], bits, given.get("block_size", 0), scales[0].dtype, activations, derived, operands)
 
 
 def refuses_route(node: "onnx.NodeProto", context: Context) -> Refusal | None:
     if absent := _absent(context, ROUTE):
         return absent
     for reader in (reader for name in node.output for reader in context.readers.get(name, ())):
-        if (reader.domain, reader.op_type) != (DOMAIN, "QuantizedExperts") or refuses_experts(reader, context):
+        if reader.domain != DOMAIN or reader.op_type not in ("Experts", "QuantizedExperts") or refuses_experts(reader, context):
             return Refusal(f"{reader.name} is not computed by our kernels")
     return None
 
@@ -166,11 +215,13 @@ def _rounding(activations: str, context: Context) -> str:
 
 @dataclass(frozen=True)
 class _Matrix:
-    """A stored matrix that a product dequantises."""
+    """A stored matrix that a product reads: as it is, or dequantised."""
 
     weight: "onnx.TensorProto"
-    scale: "onnx.TensorProto"
-    block: int
+    scale: "onnx.TensorProto | None"
+    """None for a matrix of floats."""
+    bits: int
+    block: int = 0
     """Inputs that share a scale, 0 for all."""
 
     @property
@@ -182,17 +233,33 @@ class _Matrix:
         return self.weight.dims[1]
 
     @property
-    def bits(self) -> int:
-        return _bits(self.weight.data_type)
+    def floats(self) -> int:
+        """The type of the scale, or of the values themselves."""
+        return (self.scale or self.weight).data_type
 
-    def derived(self) -> tuple[Derived, Derived]:
-        return derived_panels(self.weight.name, tuple(self.weight.dims), self.bits), derived_panel_scales(self.scale.name, tuple(self.scale.dims))
+    def activations(self, context: Context) -> str:
+        """What the kernel does to activations that stay float."""
+        return _rounding("float", context) if self.scale is not None else "float"
+
+    def derived(self) -> tuple[Derived, ...]:
+        shape = tuple(self.weight.dims)
+        if self.scale is None:
+            return (derived_floats(self.weight.name, shape, self.bits),)
+        return derived_panels(self.weight.name, shape, self.bits), derived_panel_scales(self.scale.name, tuple(self.scale.dims))
+
+    def operands(self) -> list[str]:
+        """The matrix and its scale, as a node takes them."""
+        names = [made.name for made in self.derived()]
+        return names if self.scale is not None else [*names, ""]
 
 
 def _matrix(node: "onnx.NodeProto", context: Context) -> _Matrix:
+    if is_float_linear(node, context):
+        return _Matrix(context.initializers[node.input[1]], None, 16 if context.is_bfloat16(node.input[1]) else 32)
     made = context.maker(node.input[1])
     block = next((attribute.i for attribute in made.attribute if attribute.name == "block_size"), 0)
-    return _Matrix(context.initializers[made.input[0]], context.initializers[made.input[1]], block)
+    weight, scale = (context.initializers[name] for name in made.input[:2])
+    return _Matrix(weight, scale, _bits(weight.data_type), block)
 
 
 def _bits(kind: int) -> int:

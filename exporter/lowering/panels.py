@@ -1,4 +1,4 @@
-"""Quantised weights in the order of our own kernels for CPUs: panels of 16 outputs (``engines/cpp/ops/packed.hpp``).
+"""Weights in the order of our own kernels for CPUs: panels of 16 outputs (``engines/cpp/ops/packed.hpp``).
 
 Each function gives a tensor in pieces along its first axis, as :class:`~.rewrite.Derived` wants it. A matrix is an expert alone.
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 from .rewrite import Derived
 
-OPS_VERSION = "1"
+OPS_VERSION = "2"
 """Of the ops and of this order: ``kVersion`` in engines/cpp/ops/library.cpp is the same."""
 LANES = 16
 """Outputs of a panel."""
@@ -18,6 +18,8 @@ GROUP = 4
 """Inputs that lie side by side."""
 TILE = 64
 """Inputs are filled up to a multiple of so many."""
+PIECE = 1 << 22
+"""Values of a matrix of floats that are put in order at a time."""
 PANELS = ".panels"
 """How tensors are called that were put in this order: after what they are made of."""
 
@@ -46,6 +48,17 @@ def derived_panel_scales(scale: str, shape: tuple[int, ...], paired: bool = Fals
     return Derived(scale + PANELS, "F32", (*full[:-2], panels, full[-2], LANES), (scale,), partial(_scales, paired=paired))
 
 
+def derived_floats(weight: str, shape: tuple[int, ...], bits: int, paired: bool = False, rows: bool = False) -> Derived:
+    """float32 ``weight`` in panels, as float32 or, where that is what all of it is, as bfloat16.
+
+    :param shape: of the stored values, ``(…, inputs, outputs)``.
+    :param rows: the stored values are ``(…, outputs, inputs)``.
+    """
+    *lead, inputs, outputs = (*shape[:-2], *shape[:-3:-1]) if rows else shape
+    size = filled(inputs, 2) * LANES * bits // 8
+    return Derived(weight + PANELS, "U8", (*lead, filled(outputs, LANES) // LANES, size), (weight,), partial(_floats, bits=bits, paired=paired, rows=rows))
+
+
 def _values(values: np.ndarray, bits: int, paired: bool) -> Iterator[np.ndarray]:
     for one in values if values.ndim == 3 else values[None]:
         unsigned = nibbles(one) ^ np.uint8(8) if bits == 4 else one.view(np.uint8) ^ np.uint8(128)
@@ -68,6 +81,25 @@ def _scales(values: np.ndarray, paired: bool) -> Iterator[np.ndarray]:
 def nibbles(pairs: np.ndarray) -> np.ndarray:
     """4-bit values, one in a byte. :param pairs: two outputs in a byte. *Shape:* uint8 ``(inputs, outputs / 2)``"""
     return np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(len(pairs), -1)
+
+
+def _floats(values: np.ndarray, bits: int, paired: bool, rows: bool) -> Iterator[np.ndarray]:
+    for one in values if values.ndim == 3 else values[None]:
+        inputs, outputs = one.shape[::-1] if rows else one.shape
+        step = max(PIECE // inputs // (2 * LANES), 1) * 2 * LANES
+        for first in range(0, outputs, step):
+            part = one[first : first + step].T if rows else one[:, first : first + step]
+            room = np.zeros((filled(inputs, 2), filled(part.shape[1], LANES)), np.float32)
+            room[:inputs, : part.shape[1]] = _halves(np.ascontiguousarray(part)) if paired else part
+            yield _panels_of(room, bits).reshape(room.shape[1] // LANES, -1).view(np.uint8)
+
+
+def _panels_of(room: np.ndarray, bits: int) -> np.ndarray:
+    """:param room: *Shape:* float32 ``(inputs, outputs)``"""
+    if bits == 32:
+        return np.ascontiguousarray(room.reshape(len(room), -1, LANES).transpose(1, 0, 2))
+    halves = (room.view(np.uint32) >> 16).astype(np.uint16)
+    return np.ascontiguousarray(halves.reshape(len(room) // 2, 2, -1, LANES).transpose(2, 0, 3, 1))
 
 
 def _halves(interleaved: np.ndarray) -> np.ndarray:

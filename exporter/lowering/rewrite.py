@@ -71,6 +71,14 @@ class Scores:
     """What weights are multiplied by then."""
 
 
+Asks = Callable[[str], bool]
+
+
+def unknown(name: str) -> bool:
+    """What is said of a stored tensor that cannot be looked into."""
+    return False
+
+
 @dataclass(frozen=True)
 class Context:
     """What a rewrite may look at beside its node."""
@@ -81,6 +89,8 @@ class Context:
     """Whether someone makes the tensors that a rewrite derives."""
     fast: bool = False
     """Whether a faster kernel may stand for one that computes as written."""
+    is_bfloat16: Asks = unknown
+    """Whether every value of a stored float32 tensor is a bfloat16."""
     scores: dict[str, Scores] = field(default_factory=dict)
     """Chosen experts → how a kernel gives them, of routes that were rewritten before."""
 

@@ -10,6 +10,7 @@ import pytest
 from calibration.calibrate import CalibrationRequest, calibrate
 from calibration.quantize import QuantizeRequest, quantize
 from engines import load
+from engines.backends.derived import is_bfloat16
 from engines.build import EngineRequest, build_engines
 from engines.inspection import inspect
 from exporter.errors import BuildError, LoadError, UsageError
@@ -54,10 +55,10 @@ def built(quantised, ops_library: Path, tmp_path_factory: pytest.TempPathFactory
 
 def test_the_library_is_recorded_and_lies_beside_the_engines(built: Path, ops_library: Path) -> None:
     recorded = record(built).options["plugins"]
-    assert recorded == {"library": "libmoetrt-ops.so", "version": "1", "sha256": files.sha256_file(ops_library)}
+    assert recorded == {"library": "libmoetrt-ops.so", "version": "2", "sha256": files.sha256_file(ops_library)}
     assert (built / "libmoetrt-ops.so").read_bytes() == ops_library.read_bytes()
     assert {one.chosen for one in record(built).lowerings if one.op == "QuantizedExperts"} == {"packed_experts_ort"}
-    assert any(note.startswith("needs libmoetrt-ops.so, plugins of version 1") for note in inspect(built, True).notes)
+    assert any(note.startswith("needs libmoetrt-ops.so, plugins of version 2") for note in inspect(built, True).notes)
 
 
 def test_all_weights_are_mapped_not_copied(built: Path) -> None:
@@ -82,10 +83,35 @@ def test_engines_compute_what_their_graphs_say(moetrt, quantised, scheme: str, t
     assert (result.code, result.out.splitlines()[-1]) == (0, "same"), result.out
 
 
-def test_float_engines_need_no_library(engines, ops_library: Path, tmp_path: Path) -> None:
-    output = build(engines("v3").parent / "graphs", tmp_path / "ort", ops_library)
-    assert "plugins" not in record(output).options
-    assert not (output / "libmoetrt-ops.so").exists()
+def bits_of(folder: Path) -> set[int]:
+    """Of the values of all matrices that our kernels read."""
+    import onnx
+
+    graphs = [onnx.load(path, load_external_data=False).graph for path in (folder / "rank-00").glob("*.onnx")]
+    return {attribute.i for graph in graphs for node in graph.node for attribute in node.attribute if attribute.name == "bits"}
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_float_engines_keep_weights_as_the_checkpoint_has_them(moetrt, engines, tensor: int, ops_library: Path, tmp_path: Path) -> None:
+    """float32 graphs of a bfloat16 checkpoint hold bfloat16 values: the engines hold them in half the bytes."""
+    graphs, prompts = engines("v3", tensor).parent / "graphs", tmp_path / "prompts.jsonl"
+    output = build(graphs, tmp_path / "ort", ops_library)
+    assert bits_of(output) == {16}
+    assert {one.chosen for one in record(output).lowerings if one.op == "Experts"} == {"packed_experts_ort"}
+    prompts.write_text(json.dumps({"token_ids": PROMPT}) + "\n")
+    result = moetrt("compare", graphs, output, "--prompts", prompts, "--mode", "segments")
+    assert (result.code, result.out.splitlines()[-1]) == (0, "same"), result.out
+
+
+def test_one_value_that_is_no_bfloat16_keeps_its_matrix_in_float32(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    whole = np.ones((300, 70), np.float32)
+    finer = whole.copy()
+    finer[299, 69] = 1 + 2**-23
+    save_file({"whole": whole, "finer": finer}, tmp_path / "weights.safetensors")
+    assert is_bfloat16(tmp_path / "weights.safetensors", "whole")
+    assert not is_bfloat16(tmp_path / "weights.safetensors", "finer")
 
 
 def test_with_leave_they_are_near(quantised, ops_library: Path, tmp_path: Path) -> None:
@@ -112,7 +138,7 @@ def test_another_library_is_another_build(built: Path, quantised, ops_library: P
 def test_engines_without_their_library_are_refused(built: Path, ops_library: Path, tmp_path: Path) -> None:
     engines = Path(shutil.copytree(built, tmp_path / "ort"))
     (engines / "libmoetrt-ops.so").unlink()
-    with pytest.raises(LoadError, match=r"libmoetrt-ops\.so is missing; .* built with libmoetrt-ops\.so, plugins of version 1, sha256 \w{12}\.") as refused:
+    with pytest.raises(LoadError, match=r"libmoetrt-ops\.so is missing; .* built with libmoetrt-ops\.so, plugins of version 2, sha256 \w{12}\.") as refused:
         load(engines)
     assert "--plugins FILE" in refused.value.hint
     load(engines, plugins=ops_library).close()

@@ -26,6 +26,7 @@ from exporter.errors import BuildError
 from exporter.lowering import LOWERINGS, lower
 from exporter.lowering.linear_ort import LINEAR
 from exporter.lowering.moe_ort import MOE_ORT
+from exporter.lowering.packed_ort import FLOAT_LINEAR
 from exporter.lowering.rewrite import Context, scope_of
 from exporter.lowering.unsigned import unsigned_activations
 from exporter.ops import DOMAIN, OPS
@@ -60,7 +61,7 @@ def test_moe_kernel_equals_the_function(case: OpCase) -> None:
     model = backends.case_model(case)
     lowered, (record,) = lower(model, ORT)
     assert record.chosen == "moe_ort"
-    assert not record.refused
+    assert set(record.refused) == {"packed_experts_ort"}
     one, other = (backends.run_onnxruntime(it, backends.feeds_of(case))[0] for it in (lowered, model))
     tolerance = LOG_ROUTING if one.dtype == np.float32 else BY_DTYPE["float16"]
     np.testing.assert_allclose(np.float64(one), np.float64(other), tolerance.relative, tolerance.absolute)
@@ -193,7 +194,7 @@ def test_a_refusal_is_recorded_beside_the_choice() -> None:
 
 
 def test_every_op_has_a_lowering_table() -> None:
-    assert set(LOWERINGS) == {*OPS, LINEAR}
+    assert set(LOWERINGS) == {*OPS, LINEAR, FLOAT_LINEAR}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import backends
@@ -14,7 +15,17 @@ import pytest
 from lowered import with_derived
 from lowering.test_fast import linear_model
 from onnx import TensorProto, helper
-from suites.ops import QUANTIZED_CASES, ROUTE_CASES, Mixture, OpCase, blocked, quantized, random, to_blocks
+from suites.ops import (
+    QUANTIZED_CASES,
+    ROUTE_CASES,
+    Mixture,
+    OpCase,
+    blocked,
+    quantized,
+    random,
+    sliced,
+    to_blocks,
+)
 from tolerances import FAST_DIGITS, FLOAT32_ORDER, INT8_FLIPS, LOG_ROUTING
 
 from engines.backends.ort import CPU
@@ -52,6 +63,65 @@ def test_with_leave_activations_have_two_digits(bits: int, block: int, inputs: i
     model = linear_model(bits, block, inputs, outputs)
     lowered, _ = with_derived(model, ABLE, fast=True)
     assert FLOAT32_ORDER.relative < apart(model, lowered, {"x": random(2, 1, 9, inputs)}, ops_library) < FAST_DIGITS.relative
+
+
+def in_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Its float32 matrices cut to what bfloat16 holds."""
+    for tensor in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype == np.float32 and array.ndim > 1:
+            tensor.CopyFrom(backends.tensor(tensor.name, (array.view(np.uint32) & 0xFFFF0000).view(np.float32)))
+    return model
+
+
+def float_linear(inputs: int, outputs: int) -> onnx.ModelProto:
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, "tokens", size)) for name, size in (("x", inputs), ("y", outputs))]
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="/layers.0/q/MatMul")
+    return backends.make_model(helper.make_graph([node], "linear", ends[:1], ends[1:], [backends.tensor("w", random(1, inputs, outputs, scale=inputs**-0.5))]))
+
+
+def float_feed_forward(hidden: int = 64, width: int = 48) -> onnx.ModelProto:
+    """``feed_forward`` with stored matrices of float32."""
+    model = feed_forward(hidden, width)
+    kept = [node for node in model.graph.node if node.op_type != "DequantizeLinear"]
+    for node in kept:
+        node.input[:] = [name.removesuffix(".wide") for name in node.input]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(kept)
+    sizes = {"gate": (hidden, width), "up": (hidden, width), "down": (width, hidden)}
+    model.graph.initializer.extend(backends.tensor(name, random(seed, *shape, scale=shape[0] ** -0.5)) for seed, (name, shape) in enumerate(sizes.items()))
+    return model
+
+
+Run = tuple[onnx.ModelProto, dict[str, np.ndarray]]
+
+
+def of_experts(tokens: int) -> Run:
+    case = sliced(Mixture(tokens), 2, 4)
+    return backends.case_model(case), backends.feeds_of(case)
+
+
+FLOATS: dict[str, tuple[Callable[[int], Run], str]] = {
+    "linear": (lambda tokens: (float_linear(256, 96), {"x": random(2, 1, tokens, 256)}), "packed_linear_ort"),
+    "odd linear": (lambda tokens: (float_linear(101, 37), {"x": random(2, 1, tokens, 101)}), "packed_linear_ort"),
+    "feed-forward": (lambda tokens: (float_feed_forward(64, 48), {"x": random(2, 1, tokens, 64)}), "packed_feed_forward_ort"),
+    "experts": (of_experts, "packed_experts_ort"),
+}
+"""Float models with what they are given, and what becomes of their last product."""
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 7, 33, 600])
+@pytest.mark.parametrize("bits", [16, 32])
+@pytest.mark.parametrize("name", FLOATS)
+def test_floats_are_multiplied_as_they_are(name: str, bits: int, tokens: int, ops_library: Path) -> None:
+    make, chosen = FLOATS[name]
+    model, feeds = make(tokens)
+    model = in_bfloat16(model) if bits == 16 else model
+    lowered, records = with_derived(model, ABLE, is_bfloat16=lambda _: bits == 16)
+    assert records[-1].chosen == chosen
+    (node,) = lowered.graph.node
+    assert next(one.i for one in node.attribute if one.name == "bits") == bits
+    assert apart(model, lowered, feeds, ops_library) < LOG_ROUTING.relative
 
 
 @pytest.mark.parametrize("tokens", [1, 33])
@@ -152,17 +222,20 @@ def test_without_the_library_nothing_is_packed() -> None:
     assert record.refused["packed_linear_ort"] == "ort has no moetrt.cpu.PackedLinear (our kernels for CPUs: build --plugins)"
 
 
-def models() -> list[tuple[onnx.ModelProto, dict[str, np.ndarray]]]:
+def models() -> list[Run]:
     """One of each sort, with enough rows for tiles and too few."""
     linears = [(linear_model(*sizes), {"x": random(2, 1, tokens, sizes[2])}) for sizes in LINEARS for tokens in (1, 40)]
     experts = [quantized(Mixture(tokens), 2, 4, activations) for tokens in (1, 40) for activations in ("static", "token", "float")]
-    return linears + [(backends.case_model(case), backends.feeds_of(case)) for case in experts]
+    floats = [make(tokens) for make, _ in FLOATS.values() for tokens in (1, 40)]
+    return linears + floats + [(backends.case_model(case), backends.feeds_of(case)) for case in experts]
 
 
 def digest(library: Path, threads: int) -> str:
     made = hashlib.sha256()
     for model, feeds in models():
-        made.update(backends.run_onnxruntime(with_derived(model, ABLE)[0], feeds, library=library, threads=threads)[0].tobytes())
+        for halves in (True, False):
+            lowered, _ = with_derived(model, ABLE, is_bfloat16=lambda _, halves=halves: halves)
+            made.update(backends.run_onnxruntime(lowered, feeds, library=library, threads=threads)[0].tobytes())
     return made.hexdigest()
 
 

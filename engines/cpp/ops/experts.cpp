@@ -35,7 +35,7 @@ constexpr std::size_t kNone = static_cast<std::size_t>(-1);
 
 Packed of_expert(Packed matrix, std::size_t expert) {
   matrix.values += expert * matrix.bytes();
-  matrix.scales += expert * matrix.scale_count();
+  if (matrix.scales) matrix.scales += expert * matrix.scale_count();
   return matrix;
 }
 

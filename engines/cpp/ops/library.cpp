@@ -25,7 +25,7 @@ namespace moetrt::ops {
 namespace {
 
 constexpr const char* kDomain = "moetrt";
-constexpr const char* kVersion = "1";  // of the ops and of how they read matrices: OPS_VERSION in exporter/lowering/panels.py
+constexpr const char* kVersion = "2";  // of the ops and of how they read matrices: OPS_VERSION in exporter/lowering/panels.py
 
 constexpr std::int64_t kMost = 1 << 20;  // of outputs, experts and other counts: no product of three of them overflows
 
@@ -105,13 +105,19 @@ class Inputs {
 // A matrix's sizes, whose memory is not known yet.
 Packed described(std::size_t inputs, std::size_t outputs, std::size_t block, int bits) {
   Packed made{nullptr, nullptr, inputs, filled(outputs, kLanes), block ? block : inputs, bits};
-  require(bits == 8 || bits == 4, "weights have " + std::to_string(bits) + " bits; 4 or 8 are expected.");
+  require(bits == 4 || bits == 8 || bits == 16 || bits == 32, "weights have " + std::to_string(bits) + " bits; 4, 8, 16 or 32 are expected.");
+  require(!made.floating() || block == 0, "matrices of floats have no blocks.");
   require(inputs % made.block == 0 && (block == 0 || block % 32 == 0), "blocks of " + std::to_string(block) + " inputs do not divide " + std::to_string(inputs) + ".");
-  require(inputs <= 65536, std::to_string(inputs) + " inputs could overflow a sum.");
+  require(made.floating() || inputs <= 65536, std::to_string(inputs) + " inputs could overflow a sum.");
   return made;
 }
 
-Rounding rounding_of(const std::string& name) {
+// What is done to rows, as a node says it, before they meet such a matrix.
+Rounding rounding_of(const std::string& name, const Packed& matrix) {
+  if (matrix.floating()) {
+    require(name == "float", "activations are '" + name + "'; with a matrix of floats, float is expected.");
+    return Rounding::none;
+  }
   if (name == "static") return Rounding::fixed;
   if (name == "token") return Rounding::row;
   if (name == "fine") return Rounding::fine;
@@ -119,10 +125,10 @@ Rounding rounding_of(const std::string& name) {
   return Rounding::exact;
 }
 
-// Matrices of `count` experts by their places among the inputs, each followed by its scales.
+// Matrices of `count` experts by their places among the inputs, each followed by its scales; those of floats have none.
 Packed given(const Inputs& inputs, std::size_t place, Packed matrix, std::size_t count, const char* name) {
   matrix.values = inputs.data<std::uint8_t>(place, count * matrix.bytes(), name);
-  matrix.scales = inputs.data<float>(place + 1, count * matrix.scale_count(), "a scale");
+  if (!matrix.floating()) matrix.scales = inputs.data<float>(place + 1, count * matrix.scale_count(), "a scale");
   return matrix;
 }
 
@@ -132,7 +138,7 @@ class LinearKernel {
   explicit LinearKernel(const Attributes& attributes)
       : outputs_(attributes.count("N")),
         matrix_(described(attributes.count("K"), outputs_, attributes.count("block", 0), static_cast<int>(attributes.number("bits")))),
-        rounding_(rounding_of(attributes.text("activations"))) {}
+        rounding_(rounding_of(attributes.text("activations"), matrix_)) {}
 
   void run(OrtKernelContext* context) const {
     Inputs inputs(context);
@@ -159,7 +165,7 @@ Experts described(const Attributes& attributes) {
   Experts made;
   made.gate = made.up = described(hidden, width, block, bits);
   made.down = described(width, hidden, block, bits);
-  made.rounding = rounding_of(attributes.text("activations"));
+  made.rounding = rounding_of(attributes.text("activations"), made.down);
   return made;
 }
 
@@ -181,7 +187,7 @@ class ExpertsKernel {
     const std::size_t tokens = size(shape[0]), top_k = size(chosen[1]);
     made.gate = made.up = given(inputs, 3, made.gate, made.count, "gate_up");
     made.up.values += made.up.panel_bytes();
-    made.up.scales += made.up.blocks() * kLanes;
+    if (made.up.scales) made.up.scales += made.up.blocks() * kLanes;
     made.down = given(inputs, 5, made.down, made.count, "down");
     if (made.rounding == Rounding::fixed) {
       made.x_scale = inputs.data<float>(7, 1, "x_scale");
@@ -296,9 +302,9 @@ struct Op : Ort::CustomOpBase<Op<Kernel>, Running<Kernel>, true> {
 };
 
 void add_to(OrtSessionOptions* options) {
-  static const Op<LinearKernel> linear("PackedLinear", {kFloat, kBytes, kFloat, kFloat}, 3, {kFloat});
-  static const Op<ExpertsKernel> experts("PackedExperts", {kFloat, kIds, kFloat, kBytes, kFloat, kBytes, kFloat, kFloat, kFloat}, 7, {kFloat});
-  static const Op<FeedForwardKernel> feed_forward("PackedFeedForward", {kFloat, kBytes, kFloat, kBytes, kFloat, kBytes, kFloat}, 7, {kFloat});
+  static const Op<LinearKernel> linear("PackedLinear", {kFloat, kBytes, kFloat, kFloat}, 2, {kFloat});
+  static const Op<ExpertsKernel> experts("PackedExperts", {kFloat, kIds, kFloat, kBytes, kFloat, kBytes, kFloat, kFloat, kFloat}, 4, {kFloat});
+  static const Op<FeedForwardKernel> feed_forward("PackedFeedForward", {kFloat, kBytes, kFloat, kBytes, kFloat, kBytes, kFloat}, 2, {kFloat});
   static const Op<RouteKernel> route("Route", {kFloat, kFloat}, 1, {kIds, kFloat});
   static const Ort::CustomOpDomain domain = [] {
     Ort::CustomOpDomain made(kDomain);

@@ -1,11 +1,13 @@
 #include "products.hpp"
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
 
 #include "moetrt/error.hpp"
 #include "packed.hpp"
+#include "products_float.hpp"
 
 namespace moetrt::ops {
 namespace {
@@ -31,6 +33,37 @@ void multiply(const Product& product) {
   }
 }
 
+struct OneByOne {
+  static constexpr std::size_t kAtOnce = 1;
+  struct Vector {
+    float lanes[kLanes];
+  };
+  static Vector zero() { return {}; }
+  static Vector load(const float* from) {
+    Vector made;
+    std::memcpy(made.lanes, from, sizeof(made.lanes));
+    return made;
+  }
+  static void load_bfloat16(const std::uint8_t* from, Vector& here, Vector& next) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      std::uint32_t both;
+      std::memcpy(&both, from + lane * sizeof(both), sizeof(both));
+      const std::uint32_t low = both << 16, high = both & 0xffff0000U;
+      std::memcpy(&here.lanes[lane], &low, sizeof(low));
+      std::memcpy(&next.lanes[lane], &high, sizeof(high));
+    }
+  }
+  static Vector add_product(const Vector& weights, float value, Vector sums) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) sums.lanes[lane] = std::fma(weights.lanes[lane], value, sums.lanes[lane]);
+    return sums;
+  }
+  static Vector add(Vector one, const Vector& other) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) one.lanes[lane] += other.lanes[lane];
+    return one;
+  }
+  static void store(float* to, const Vector& values) { std::memcpy(to, values.lanes, sizeof(values.lanes)); }
+};
+
 // Those that are here, the slowest first, up to the one of this name.
 std::vector<const Kind*> up_to(const std::string& name) {
   const std::pair<const char*, const Kind*> all[] = {{"plain", &plain()}, {"avx2", avx2()}, {"vnni", vnni()}, {"amx", amx()}};
@@ -53,7 +86,7 @@ std::vector<const Kind*>& taken() {
 }  // namespace
 
 const Kind& plain() {
-  static const Kind kind{"plain", idle, multiply<8>, multiply<4>, idle};
+  static const Kind kind{"plain", idle, multiply<8>, multiply<4>, multiply_rows<OneByOne, 16>, multiply_rows<OneByOne, 32>, idle};
   return kind;
 }
 

@@ -1,4 +1,5 @@
-// Products of integers: rows of int8 by a part of a panel (packed.hpp). Sums are exact, so all kinds of processor give the same bits.
+// Products of rows by a part of a panel (packed.hpp), of integers and of floats. Sums of integers are exact and those of floats have one order
+// (products_float.hpp), so all kinds of processor give the same bits.
 #pragma once
 
 #include <cstddef>
@@ -20,12 +21,25 @@ struct Product {
   std::int32_t* sums;  // (rows filled up to a multiple of 16, 16)
 };
 
-// One way to multiply. A thread calls `begin` before its products and `end` after them.
+// y[row][output] = Σ values[row][input] · panel[input][output], of a whole panel.
+struct FloatProduct {
+  const std::uint8_t* panel;
+  const float* values;
+  std::size_t stride;  // floats from row to row
+  std::size_t rows;
+  std::size_t inputs;  // even: rows and panels are filled up by a zero
+  float* y;
+  std::size_t y_stride;
+};
+
+// One way to multiply. A thread calls `begin` before its products of integers and `end` after them.
 struct Kind {
   const char* name;
   void (*begin)(std::size_t inputs);
   void (*int8)(const Product& product);
   void (*int4)(const Product& product);
+  void (*bfloat16)(const FloatProduct& product);
+  void (*float32)(const FloatProduct& product);
   void (*end)();
 };
 
@@ -35,7 +49,7 @@ inline void idle() {}
 
 // In plain C++: it runs everywhere, and is what the others are held against.
 const Kind& plain();
-// The others are null where processor or system do not have them. By AVX2:
+// The others are null where processor or system do not have them. By AVX2 and FMA:
 const Kind* avx2();
 // By AVX-512 VNNI:
 const Kind* vnni();

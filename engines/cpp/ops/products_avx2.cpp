@@ -1,13 +1,14 @@
-// By AVX2: this file alone is compiled for it. Bytes are widened first, since the instruction that multiplies bytes saturates.
+// By AVX2 and FMA: this file alone is compiled for it. Bytes are widened first, since the instruction that multiplies bytes saturates.
 #include "products.hpp"
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) && defined(__FMA__)
 #include <immintrin.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "packed.hpp"
+#include "products_float.hpp"
 
 namespace moetrt::ops {
 namespace {
@@ -67,11 +68,35 @@ void all(const Product& product) {
   for (std::size_t first = 0; first < product.rows; first += kAtOnce) kSome[std::min(product.rows - first, kAtOnce) - 1](product, first);
 }
 
+struct Halves {
+  static constexpr std::size_t kAtOnce = 3;
+  struct Vector {
+    __m256 low, high;
+  };
+  static Vector zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  static Vector load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + kLanes / 2)}; }
+  static void load_bfloat16(const std::uint8_t* from, Vector& here, Vector& next) {
+    const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from) + 1);
+    const __m256i odd = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
+    here = {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
+    next = {_mm256_castsi256_ps(_mm256_and_si256(low, odd)), _mm256_castsi256_ps(_mm256_and_si256(high, odd))};
+  }
+  static Vector add_product(Vector weights, float value, Vector sums) {
+    const __m256 all = _mm256_set1_ps(value);
+    return {_mm256_fmadd_ps(weights.low, all, sums.low), _mm256_fmadd_ps(weights.high, all, sums.high)};
+  }
+  static Vector add(Vector one, Vector other) { return {_mm256_add_ps(one.low, other.low), _mm256_add_ps(one.high, other.high)}; }
+  static void store(float* to, Vector values) {
+    _mm256_storeu_ps(to, values.low);
+    _mm256_storeu_ps(to + kLanes / 2, values.high);
+  }
+};
+
 }  // namespace
 
 const Kind* avx2() {
-  static const Kind kind{"avx2", idle, all<8>, all<4>, idle};
-  return __builtin_cpu_supports("avx2") ? &kind : nullptr;
+  static const Kind kind{"avx2", idle, all<8>, all<4>, multiply_rows<Halves, 16>, multiply_rows<Halves, 32>, idle};
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &kind : nullptr;
 }
 
 }  // namespace moetrt::ops

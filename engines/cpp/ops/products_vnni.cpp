@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "packed.hpp"
+#include "products_float.hpp"
 
 namespace moetrt::ops {
 namespace {
@@ -54,10 +55,25 @@ void all(const Product& product) {
   for (std::size_t first = 0; first < product.rows; first += kAtOnce) kSome[product.rows - first < kAtOnce ? product.rows - first : kAtOnce](product, first);
 }
 
+struct Whole {
+  static constexpr std::size_t kAtOnce = 12;
+  using Vector = __m512;
+  static Vector zero() { return _mm512_setzero_ps(); }
+  static Vector load(const float* from) { return _mm512_loadu_ps(from); }
+  static void load_bfloat16(const std::uint8_t* from, Vector& here, Vector& next) {
+    const __m512i both = _mm512_loadu_si512(from);
+    here = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
+    next = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000U))));
+  }
+  static Vector add_product(Vector weights, float value, Vector sums) { return _mm512_fmadd_ps(weights, _mm512_set1_ps(value), sums); }
+  static Vector add(Vector one, Vector other) { return _mm512_add_ps(one, other); }
+  static void store(float* to, Vector values) { _mm512_storeu_ps(to, values); }
+};
+
 }  // namespace
 
 const Kind* vnni() {
-  static const Kind kind{"vnni", idle, all<8>, all<4>, idle};
+  static const Kind kind{"vnni", idle, all<8>, all<4>, multiply_rows<Whole, 16>, multiply_rows<Whole, 32>, idle};
   static const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   return here ? &kind : nullptr;
 }

@@ -155,6 +155,12 @@ void Rows::resize(std::size_t tokens_, std::size_t digits_, std::size_t inputs_,
   digits = digits_;
   inputs = inputs_;
   block = block_;
+  if (digits == 0) {
+    floats.resize(tokens * wide());
+    if (inputs < wide())
+      for (std::size_t token = 0; token < tokens; ++token) floats[token * wide() + inputs] = 0.0f;
+    return;
+  }
   depth = filled(inputs, kTile);
   stride = depth + kLine;
   values.resize(filled(rows(), kRows) * stride);
@@ -165,12 +171,20 @@ void Rows::resize(std::size_t tokens_, std::size_t digits_, std::size_t inputs_,
 }
 
 void Rows::copy(std::size_t place, const Rows& from, std::size_t token) {
+  if (digits == 0) {
+    std::memcpy(floats.data() + place * wide(), from.floats.data() + token * wide(), inputs * sizeof(float));
+    return;
+  }
   std::memcpy(values.data() + place * digits * stride, from.values.data() + token * digits * stride, digits * stride);
   std::memcpy(sums.data() + place * digits * blocks(), from.sums.data() + token * digits * blocks(), digits * blocks() * sizeof(std::int32_t));
   scales[place] = from.scales[token];
 }
 
 void round(const float* x, Rounding rounding, float fixed, Rows& rows, std::size_t place) {
+  if (rounding == Rounding::none) {
+    std::memcpy(rows.floats.data() + place * rows.wide(), x, rows.inputs * sizeof(float));
+    return;
+  }
   std::int8_t* values = rows.values.data() + place * rows.digits * rows.stride;
   const float range = range_of(x, rows.inputs);
   float step = fixed;
@@ -183,6 +197,7 @@ void round(const float* x, Rounding rounding, float fixed, Rows& rows, std::size
     case Rounding::fine:
       step = std::max(range, kTiny) / kMost16;
       break;
+    case Rounding::none:
     case Rounding::exact:
       step = std::max(range, kTiny) / kMost24;
   }
@@ -202,6 +217,10 @@ void round(const float* x, Rounding rounding, float fixed, Rows& rows, std::size
 }
 
 void multiply(const Packed& matrix, std::size_t panel, const Rows& rows, float* y, std::size_t stride, Sums& room) {
+  if (matrix.floating()) {
+    const Kind& kind = kind_for(rows.tokens, rows.wide());
+    return (matrix.bits == 16 ? kind.bfloat16 : kind.float32)({matrix.panel(panel), rows.floats.data(), rows.wide(), rows.tokens, rows.wide(), y, stride});
+  }
   const Kind& kind = kind_for(rows.rows(), matrix.block % 32 == 0 ? matrix.block : rows.depth);
   const std::size_t blocks = matrix.blocks(), depth = blocks == 1 ? rows.depth : matrix.block;
   const auto product = matrix.bits == 4 ? kind.int4 : kind.int8;

@@ -21,21 +21,23 @@ struct ByLines {
 };
 
 // How rows are rounded: into one digit by a given scale (int8 by calibration); by each row's own range into one digit; into two, which is
-// finer than float16; or into three, float32's own precision, so that a product rounds as one of floats does.
-enum class Rounding { fixed, row, fine, exact };
+// finer than float16; or into three, float32's own precision, so that a product rounds as one of floats does. For matrices of floats, not at all.
+enum class Rounding { fixed, row, fine, exact, none };
 
-constexpr std::size_t digits_of(Rounding rounding) { return rounding == Rounding::exact ? 3 : rounding == Rounding::fine ? 2 : 1; }
+constexpr std::size_t digits_of(Rounding rounding) { return rounding == Rounding::none ? 0 : rounding == Rounding::exact ? 3 : rounding == Rounding::fine ? 2 : 1; }
 
-// Tokens as rows of digits, the most significant first; x = scale · Σ digit · 256^place.
+// Tokens as rows of digits, the most significant first; x = scale · Σ digit · 256^place. Without digits, as rows of floats.
 struct Rows {
   std::size_t tokens = 0, digits = 1, inputs = 0, block = 0;
   std::size_t depth = 0, stride = 0;                      // inputs filled up to a multiple of 64; bytes from row to row
   std::vector<std::int8_t, ByLines<std::int8_t>> values;  // (tokens · digits filled up to a multiple of 16, stride): what fills is zero
   std::vector<std::int32_t> sums;                         // (tokens · digits, inputs / block)
   std::vector<float> scales;                              // (tokens)
+  std::vector<float, ByLines<float>> floats;              // (tokens, wide()), where there are no digits: what fills is zero
 
   [[nodiscard]] std::size_t rows() const { return tokens * digits; }
   [[nodiscard]] std::size_t blocks() const { return inputs / block; }
+  [[nodiscard]] std::size_t wide() const { return filled(inputs, 2); }
   // For so many tokens; what it held is gone.
   void resize(std::size_t tokens, std::size_t digits, std::size_t inputs, std::size_t block);
   // A token of `from`, which has digits and blocks alike, as the token `place`.

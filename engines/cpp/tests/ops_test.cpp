@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <string>
 #include <thread>
@@ -39,12 +40,16 @@ struct Matrix {
     packed = {nullptr, nullptr, inputs, filled(outputs, kLanes), block ? block : inputs, bits, apart};
     std::mt19937 random(seed);
     const int most = bits == 4 ? 7 : 127;
-    values.assign(count * packed.bytes(), bits == 4 ? 0x88 : 0x80);
+    values.assign(count * packed.bytes(), packed.floating() ? 0 : bits == 4 ? 0x88 : 0x80);
     scales.assign(count * packed.scale_count(), 0.0f);
     wide.resize(count * inputs * packed.outputs);
     for (std::size_t expert = 0; expert < count; ++expert)
       for (std::size_t output = 0; output < outputs; ++output)
         for (std::size_t input = 0; input < inputs; ++input) {
+          if (packed.floating()) {
+            put(expert, output, input, std::normal_distribution<float>(0.0f, 0.1f)(random));
+            continue;
+          }
           const int value = std::uniform_int_distribution<int>(-most - 1, most)(random);
           const std::size_t panel = expert * packed.panels() * apart + output / kLanes * apart, lane = output % kLanes, group = input / kGroup;
           float& scale = scales[(panel * packed.blocks() + input / packed.block) * kLanes + lane];
@@ -56,6 +61,22 @@ struct Matrix {
         }
     packed.values = values.data();
     packed.scales = scales.data();
+  }
+
+  void put(std::size_t expert, std::size_t output, std::size_t input, float value) {
+    const std::size_t panel = expert * packed.panels() * packed.apart + output / kLanes * packed.apart, lane = output % kLanes;
+    std::uint8_t* const place = values.data() + panel * packed.panel_bytes();
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    if (packed.bits == 16) {
+      const auto high = static_cast<std::uint16_t>(bits >> 16);
+      std::memcpy(place + (input / 2 * kLanes * 2 + lane * 2 + input % 2) * sizeof(high), &high, sizeof(high));
+      bits &= 0xffff0000U;
+    } else {
+      std::memcpy(place + (input * kLanes + lane) * sizeof(bits), &bits, sizeof(bits));
+    }
+    std::memcpy(&value, &bits, sizeof(value));
+    wide[(expert * packed.outputs + output) * packed.inputs + input] = static_cast<double>(value);
   }
 
   [[nodiscard]] double of(const std::vector<double>& row, std::size_t output, std::size_t expert = 0) const {
@@ -101,15 +122,23 @@ struct Sizes {
 const Sizes kSizes[] = {{256, 96, 0, 1, 8},  {256, 96, 0, 7, 8},  {96, 24, 0, 33, 8},    {100, 5, 0, 5, 8},  {256, 48, 128, 40, 8},
                         {96, 16, 32, 13, 8}, {160, 16, 32, 1, 4}, {256, 33, 128, 70, 4}, {64, 16, 0, 530, 8}};
 
+const Sizes kFloats[] = {{256, 96, 0, 1, 16}, {101, 24, 0, 33, 16}, {64, 5, 0, 530, 16}, {256, 96, 0, 1, 32}, {101, 24, 0, 33, 32}, {64, 5, 0, 530, 32}};
+
+// As `product` gives it, in double precision.
+std::vector<double> exact_product(const Matrix& matrix, const std::vector<float>& x, const Sizes& sizes) {
+  std::vector<double> wanted;
+  for (std::size_t token = 0; token < sizes.tokens; ++token) {
+    const std::vector<double> row(x.begin() + static_cast<std::ptrdiff_t>(token * sizes.inputs), x.begin() + static_cast<std::ptrdiff_t>((token + 1) * sizes.inputs));
+    for (std::size_t output = 0; output < sizes.outputs; ++output) wanted.push_back(matrix.of(row, output));
+  }
+  return wanted;
+}
+
 TEST_CASE("products are exact in three digits, and the same to the bit by every kind") {
   for (const Sizes& sizes : kSizes) {
     const Matrix matrix(sizes.inputs, sizes.outputs, sizes.block, sizes.bits, 1, 3);
     const std::vector<float> x = numbers(sizes.tokens * sizes.inputs, 4);
-    std::vector<double> wanted;
-    for (std::size_t token = 0; token < sizes.tokens; ++token) {
-      const std::vector<double> row(x.begin() + static_cast<std::ptrdiff_t>(token * sizes.inputs), x.begin() + static_cast<std::ptrdiff_t>((token + 1) * sizes.inputs));
-      for (std::size_t output = 0; output < sizes.outputs; ++output) wanted.push_back(matrix.of(row, output));
-    }
+    const std::vector<double> wanted = exact_product(matrix, x, sizes);
     for (const Rounding rounding : {Rounding::exact, Rounding::fine, Rounding::row}) {
       hold_to("plain");
       const std::vector<float> first = product(matrix, x, sizes.tokens, sizes.outputs, rounding);
@@ -118,6 +147,23 @@ TEST_CASE("products are exact in three digits, and the same to the bit by every 
         hold_to(kind);
         CHECK(product(matrix, x, sizes.tokens, sizes.outputs, rounding) == first);
       }
+    }
+  }
+}
+
+TEST_CASE("products of floats are the same to the bit by every kind, and for a row alone as among others") {
+  for (const Sizes& sizes : kFloats) {
+    const Matrix matrix(sizes.inputs, sizes.outputs, 0, sizes.bits, 1, 3);
+    const std::vector<float> x = numbers(sizes.tokens * sizes.inputs, 4);
+    hold_to("plain");
+    const std::vector<float> first = product(matrix, x, sizes.tokens, sizes.outputs, Rounding::none);
+    CHECK(distance(first, exact_product(matrix, x, sizes)) < 1e-6);
+    const std::vector<float> last(x.end() - static_cast<std::ptrdiff_t>(sizes.inputs), x.end());
+    for (const std::string& kind : all_kinds()) {
+      hold_to(kind);
+      CHECK(product(matrix, x, sizes.tokens, sizes.outputs, Rounding::none) == first);
+      const std::vector<float> alone = product(matrix, last, 1, sizes.outputs, Rounding::none);
+      CHECK(std::equal(alone.begin(), alone.end(), first.end() - static_cast<std::ptrdiff_t>(sizes.outputs)));
     }
   }
 }
@@ -146,19 +192,22 @@ TEST_CASE("a row of zeros gives zeros") {
 TEST_CASE("experts add what their tokens ask for, others nothing") {
   constexpr std::size_t kHidden = 64, kWidth = 48, kCount = 4;
   for (const std::size_t tokens : {0U, 1U, 5U, 40U, 600U})
-    for (const int bits : {8, 4}) {
+    for (const int bits : {8, 4, 16, 32}) {
       Matrix both(kHidden, kWidth, 0, bits, kCount, 7, 2), up(kHidden, kWidth, 0, bits, kCount, 8, 2);
       // The panels of ups between those of gates.
       for (std::size_t panel = 0; panel < kCount * 2 * both.packed.panels(); panel += 2) {
         std::copy_n(up.values.begin() + static_cast<std::ptrdiff_t>(panel * up.packed.panel_bytes()), up.packed.panel_bytes(),
                     both.values.begin() + static_cast<std::ptrdiff_t>((panel + 1) * both.packed.panel_bytes()));
-        std::copy_n(up.scales.begin() + static_cast<std::ptrdiff_t>(panel * kLanes), kLanes, both.scales.begin() + static_cast<std::ptrdiff_t>((panel + 1) * kLanes));
+        if (!up.scales.empty()) std::copy_n(up.scales.begin() + static_cast<std::ptrdiff_t>(panel * kLanes), kLanes, both.scales.begin() + static_cast<std::ptrdiff_t>((panel + 1) * kLanes));
       }
       const Matrix down(kWidth, kHidden, 0, bits, kCount, 9);
       Experts made;
       made.gate = made.up = both.packed;
       made.up.values += both.packed.panel_bytes();
-      made.up.scales += kLanes;
+      if (made.up.floating())
+        made.rounding = Rounding::none;
+      else
+        made.up.scales += kLanes;
       made.down = down.packed;
       made.count = kCount;
       made.first = 2;
