@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from exporter.checkpoint.layout import Placed
 from exporter.errors import BuildError
 from exporter.lowering import lower
-from exporter.lowering.packed_ort import PACKED
+from exporter.lowering.attention_ort import NEED_OPS
 from exporter.lowering.shapes import shapes_from_inputs
 from exporter.lowering.unsigned import unsigned_activations
 from exporter.plan import files
@@ -88,7 +88,7 @@ def build(able: Capabilities, request: RankBuild) -> RankEngines:
         request.progress(launch, len(made) / len(assembly.graphs) * PHASE)
         made.append(lower(onnx.load(request.source / file, load_external_data=False), able, derived, request.fast, partial(is_bfloat16, request.folder / name)))
     lowerings = tuple(one for _, records in made for one in records)
-    used = any(one.chosen in PACKED for one in lowerings)
+    used = any(one.chosen in NEED_OPS for one in lowerings)
     graphs, places = [lowered for lowered, _ in made], {}
     if derived:
         packed = partial(request.progress, "packing weights")

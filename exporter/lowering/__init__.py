@@ -1,6 +1,6 @@
 """Portable graphs become lowered ones: made for one backend, with no node of our domain left but those that it has plugins for.
 
-For each custom op, and each product with a stored matrix that may have a kernel of its own, the first rewrite in ``LOWERINGS`` that does not refuse is taken; refusals have reasons, which the
+For each custom op, and what else of standard ops may have a kernel of its own, the first rewrite in ``LOWERINGS`` that does not refuse is taken; refusals have reasons, which the
 engine's manifest keeps.
 """
 
@@ -14,6 +14,7 @@ from ..ops import DOMAIN
 from ..plan.capabilities import Capabilities
 from ..plan.manifest import Lowering
 from .as_written import AS_WRITTEN
+from .attention_ort import LATENT_ATTENTION, PACKED_ATTENTION, is_attention
 from .dist_collective import DIST_COLLECTIVE
 from .gather_ort import GATHER_ORT
 from .identity import IDENTITY
@@ -44,12 +45,17 @@ LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
     "Experts": (PACKED_EXPERTS, MOE_ORT, PLUGIN_TENSORRT, INLINE),
     "QuantizedExperts": (PACKED_EXPERTS, QMOE_ORT, GATHER_ORT, PLUGIN_TENSORRT, INLINE),
     LINEAR: (PACKED_FEED_FORWARD, PACKED_LINEAR, NBITS_ORT, AS_WRITTEN),
+    LATENT_ATTENTION: (PACKED_ATTENTION, AS_WRITTEN),
     FLOAT_LINEAR: (PACKED_FEED_FORWARD, PACKED_LINEAR, AS_WRITTEN),
     # Never inlined: a rank's body sees one rank, and an engine of several would be wrong in silence.
     "AllReduce": (IDENTITY, DIST_COLLECTIVE),
     "AllGather": (IDENTITY, DIST_COLLECTIVE),
 }
 """Op → its rewrites, the preferred first."""
+
+
+RECOGNISED = {LINEAR: is_linear, FLOAT_LINEAR: is_float_linear, LATENT_ATTENTION: is_attention}
+"""What of ``LOWERINGS`` is no custom op, and how it is told."""
 
 
 def lower(
@@ -65,7 +71,7 @@ def lower(
     import onnx
 
     context = Context(model.graph, capabilities, derived is not None, fast, is_bfloat16)
-    records, domains, names = [], {}, {}
+    records, domains, names, also = [], {}, {}, {}
     lowered = onnx.ModelProto(ir_version=model.ir_version, producer_name=model.producer_name, metadata_props=model.metadata_props)
     graph = lowered.graph
     graph.CopyFrom(model.graph)
@@ -77,7 +83,10 @@ def lower(
         graph.initializer.extend(replacement.initializers)
         for one in replacement.derived:
             derived[one.name] = one
-        graph.node.extend(_numbered(made, names) for made in replacement.nodes)
+        for made in replacement.nodes:
+            graph.node.append(_numbered(made, names))
+        also |= dict.fromkeys(replacement.also, replacement.nodes[-1].name)
+    _drop_made_elsewhere(graph, also)
     _tell(model.graph.name, capabilities.backend, records)
     _drop_dead(graph)
     _drop_sources(graph, derived or {})
@@ -95,6 +104,13 @@ def _tell(graph: str, backend: str, records: list[Lowering]) -> None:
         refused = {name: reason for one in records if (one.op, one.chosen) == (op, chosen) for name, reason in one.refused.items()}
         declined = "".join(f"; {name} declined: {reason}" for name, reason in refused.items())
         log.debug("%s for %s: %s → %s × %d%s", graph, backend, op, chosen, count, declined)
+
+
+def _drop_made_elsewhere(graph: "onnx.GraphProto", makers: dict[str, str]) -> None:
+    """Without the nodes that made what others make now. :param makers: value → the node that makes it."""
+    kept = [node for node in graph.node if all(makers.get(name, node.name) == node.name for name in node.output)]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _drop_dead(graph: "onnx.GraphProto") -> None:
@@ -135,7 +151,7 @@ def _op_of(node: "onnx.NodeProto", context: Context) -> str | None:
     """What a node is among ``LOWERINGS``."""
     if node.domain == DOMAIN:
         return node.op_type
-    return LINEAR if is_linear(node, context) else FLOAT_LINEAR if is_float_linear(node, context) else None
+    return next((op for op, is_one in RECOGNISED.items() if is_one(node, context)), None)
 
 
 def _replace(node: "onnx.NodeProto", context: Context) -> tuple[Replacement, Lowering | None]:

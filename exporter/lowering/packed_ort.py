@@ -20,9 +20,9 @@ from .rewrite import Context, Derived, Lowerer, Refusal, Replacement, Scope, sco
 if TYPE_CHECKING:
     import onnx
 
-ROUTE, EXPERTS, PRODUCT, FEED_FORWARD = (f"{DOMAIN}.cpu.{op}" for op in ("Route", "PackedExperts", "PackedLinear", "PackedFeedForward"))
+ROUTE, EXPERTS, PRODUCT, FEED_FORWARD, ATTENTION = (f"{DOMAIN}.cpu.{op}" for op in ("Route", "PackedExperts", "PackedLinear", "PackedFeedForward", "LatentAttention"))
 """As capabilities name them."""
-OPS = frozenset({ROUTE, EXPERTS, PRODUCT, FEED_FORWARD})
+OPS = frozenset({ROUTE, EXPERTS, PRODUCT, FEED_FORWARD, ATTENTION})
 UNIT = 32
 """Inputs that share a scale are a multiple of so many."""
 MOST = 65536
@@ -39,7 +39,8 @@ def is_float_linear(node: "onnx.NodeProto", context: Context) -> bool:
     return weight is not None and weight.data_type == FLOAT32 and len(weight.dims) == 2
 
 
-def _absent(context: Context, kernel: str) -> Refusal | None:
+def absent(context: Context, kernel: str) -> Refusal | None:
+    """Why a kernel of ours is not taken where the library is not at hand."""
     if context.capabilities.has(kernel):
         return None
     return Refusal(f"{context.capabilities.backend} has no {kernel} (our kernels for CPUs: build --plugins)")
@@ -57,8 +58,8 @@ def _refuses_matrix(inputs: int, block: int, floats: int | None, context: Contex
 
 
 def refuses_linear(node: "onnx.NodeProto", context: Context) -> Refusal | None:
-    if absent := _absent(context, PRODUCT):
-        return absent
+    if missing := absent(context, PRODUCT):
+        return missing
     matrix = _matrix(node, context)
     if _is_rounded(node.input[0], context) and not _rounded(node.input[0], context):
         return Refusal("activations are rounded, but not by one symmetric scale")
@@ -92,8 +93,8 @@ def _rounded(value: str, context: Context) -> "onnx.NodeProto | None":
 
 
 def refuses_feed_forward(node: "onnx.NodeProto", context: Context) -> Refusal | None:
-    if absent := _absent(context, FEED_FORWARD):
-        return absent
+    if missing := absent(context, FEED_FORWARD):
+        return missing
     found = _feed_forward(node, context)
     if not found:
         return Refusal("it does not end a SwiGLU of two products with stored matrices")
@@ -136,8 +137,8 @@ def _factors(node: "onnx.NodeProto | None", context: Context) -> "tuple[onnx.Nod
 
 
 def refuses_experts(node: "onnx.NodeProto", context: Context) -> Refusal | None:
-    if absent := _absent(context, EXPERTS):
-        return absent
+    if missing := absent(context, EXPERTS):
+        return missing
     made = _mixture(node, context)
     if made.hidden % LANES or made.width % LANES:
         return Refusal(f"the kernel takes multiples of {LANES}, not the hidden size {made.hidden} and the width {made.width}")
@@ -196,8 +197,8 @@ def _integers(node: "onnx.NodeProto", context: Context) -> _Mixture:
 
 
 def refuses_route(node: "onnx.NodeProto", context: Context) -> Refusal | None:
-    if absent := _absent(context, ROUTE):
-        return absent
+    if missing := absent(context, ROUTE):
+        return missing
     for reader in (reader for name in node.output for reader in context.readers.get(name, ())):
         if reader.domain != DOMAIN or reader.op_type not in ("Experts", "QuantizedExperts") or refuses_experts(reader, context):
             return Refusal(f"{reader.name} is not computed by our kernels")
@@ -272,4 +273,3 @@ PACKED_FEED_FORWARD = Lowerer("packed_feed_forward_ort", refuses_feed_forward, r
 PACKED_LINEAR = Lowerer("packed_linear_ort", refuses_linear, rewrite_linear)
 PACKED_EXPERTS = Lowerer("packed_experts_ort", refuses_experts, rewrite_experts)
 PACKED_ROUTE = Lowerer("packed_route_ort", refuses_route, rewrite_route)
-PACKED = {one.name for one in (PACKED_FEED_FORWARD, PACKED_LINEAR, PACKED_EXPERTS, PACKED_ROUTE)}

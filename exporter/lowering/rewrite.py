@@ -44,6 +44,8 @@ class Replacement:
     """Domain → version, of the ops that it uses beside the standard ones."""
     derived: tuple[Derived, ...] = ()
     """Initializers that the backend has to make."""
+    also: frozenset[str] = frozenset()
+    """Values that it makes beside the node's outputs: what made them before goes."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from tolerances import BY_DTYPE, FLOAT32_ORDER, LOG_ROUTING
 from engines.backends import ort
 from exporter.errors import BuildError
 from exporter.lowering import LOWERINGS, lower
+from exporter.lowering.attention_ort import LATENT_ATTENTION
 from exporter.lowering.linear_ort import LINEAR
 from exporter.lowering.moe_ort import MOE_ORT
 from exporter.lowering.packed_ort import FLOAT_LINEAR
@@ -194,7 +195,7 @@ def test_a_refusal_is_recorded_beside_the_choice() -> None:
 
 
 def test_every_op_has_a_lowering_table() -> None:
-    assert set(LOWERINGS) == {*OPS, LINEAR, FLOAT_LINEAR}
+    assert set(LOWERINGS) == {*OPS, LINEAR, FLOAT_LINEAR, LATENT_ATTENTION}
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 #define ORT_API_MANUAL_INIT
 #include <onnxruntime/onnxruntime_cxx_api.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "attention.hpp"
 #include "experts.hpp"
 #include "linear.hpp"
 #include "moetrt/error.hpp"
@@ -227,6 +229,57 @@ class FeedForwardKernel {
   Experts expert_;
 };
 
+// q, kv, start, cache, norm, cos, sin, k_up, v_up → y, the cache with the tokens' entries: over the cache itself where both are bound to one buffer.
+class AttentionKernel {
+ public:
+  explicit AttentionKernel(const Attributes& attributes) {
+    made_.heads = attributes.count("heads");
+    made_.nope = attributes.count("nope");
+    made_.rope = attributes.count("rope", 0);
+    made_.latent = attributes.count("latent");
+    made_.value = attributes.count("value");
+    made_.scale = attributes.real("scale");
+    made_.epsilon = attributes.real("epsilon");
+    require(made_.latent % kLanes == 0 && made_.rope % 2 == 0, "LatentAttention: the latent must be a multiple of 16, and what is rotated of 2.");
+    made_.k_up = described(made_.nope, made_.latent, 0, static_cast<int>(attributes.number("bits")));
+    made_.v_up = described(made_.latent, made_.value, 0, static_cast<int>(attributes.number("bits")));
+    require(made_.k_up.floating(), "LatentAttention: matrices are of floats.");
+  }
+
+  void run(OrtKernelContext* context) const {
+    Inputs inputs(context);
+    const std::vector<std::int64_t> asked = inputs.shape(0), held = inputs.shape(3), table = inputs.shape(5);
+    require(asked.size() == 3 && held.size() == 3 && asked[0] == held[0] && size(held[2]) == made_.entry() && table.size() == 2,
+            "LatentAttention: queries, cache or tables do not have the shapes that the node says.");
+    Attended call;
+    call.batch = size(asked[0]);
+    call.tokens = size(asked[1]);
+    call.context = size(held[1]);
+    const std::size_t tokens = call.batch * call.tokens, entries = call.batch * call.context * made_.entry(), pairs = size(table[0]) * made_.rope / 2;
+    call.q = inputs.data<float>(0, tokens * made_.heads * made_.query(), "q");
+    call.kv = inputs.data<float>(1, tokens * made_.entry(), "kv");
+    call.start = inputs.data<std::int64_t>(2, call.batch, "start");
+    LatentAttention made = made_;
+    made.norm = inputs.data<float>(4, made.latent, "the norm");
+    made.cos = inputs.data<float>(5, pairs, "the table of cosines");
+    made.sin = inputs.data<float>(6, pairs, "the table of sines");
+    made.k_up.values = inputs.data<std::uint8_t>(7, made.heads * made.k_up.bytes(), "k_up");
+    made.v_up.values = inputs.data<std::uint8_t>(8, made.heads * made.v_up.bytes(), "v_up");
+    const auto most = static_cast<std::int64_t>(std::min(call.context, size(table[0])));
+    for (std::size_t row = 0; row < call.batch; ++row)
+      require(call.start[row] >= 0 && call.start[row] <= most - asked[1], "LatentAttention: row " + std::to_string(row) + " has tokens from position " +
+                                                                              std::to_string(call.start[row]) + " on; cache and tables have " + std::to_string(most) + ".");
+    const auto* cache = inputs.data<float>(3, entries, "the cache");
+    call.cache = inputs.output<float>(1, held);
+    if (call.cache != cache) std::copy_n(cache, entries, call.cache);
+    call.y = inputs.output<float>(0, {asked[0], asked[1], static_cast<std::int64_t>(made.heads * made.value)});
+    attend(made, call, parallel_in(context));
+  }
+
+ private:
+  LatentAttention made_;
+};
+
 // logits[, bias] → chosen, weights.
 class RouteKernel {
  public:
@@ -305,12 +358,14 @@ void add_to(OrtSessionOptions* options) {
   static const Op<LinearKernel> linear("PackedLinear", {kFloat, kBytes, kFloat, kFloat}, 2, {kFloat});
   static const Op<ExpertsKernel> experts("PackedExperts", {kFloat, kIds, kFloat, kBytes, kFloat, kBytes, kFloat, kFloat, kFloat}, 4, {kFloat});
   static const Op<FeedForwardKernel> feed_forward("PackedFeedForward", {kFloat, kBytes, kFloat, kBytes, kFloat, kBytes, kFloat}, 2, {kFloat});
+  static const Op<AttentionKernel> attention("LatentAttention", {kFloat, kFloat, kIds, kFloat, kFloat, kFloat, kFloat, kBytes, kBytes}, 9, {kFloat, kFloat});
   static const Op<RouteKernel> route("Route", {kFloat, kFloat}, 1, {kIds, kFloat});
   static const Ort::CustomOpDomain domain = [] {
     Ort::CustomOpDomain made(kDomain);
     made.Add(&linear);
     made.Add(&experts);
     made.Add(&feed_forward);
+    made.Add(&attention);
     made.Add(&route);
     return made;
   }();

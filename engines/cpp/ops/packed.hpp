@@ -21,8 +21,8 @@ struct Packed {
   std::size_t inputs = 0;                // as the model has them
   std::size_t outputs = 0;               // a multiple of 16
   std::size_t block = 0;                 // inputs that share a scale; all of them where there is one scale for each output
-  int bits = 8;            // 4 or 8, integers; 16, bfloat16; 32, float32
-  std::size_t apart = 1;  // 2 where another matrix's panels lie between its own
+  int bits = 8;                          // 4 or 8, integers; 16, bfloat16; 32, float32
+  std::size_t apart = 1;                 // 2 where another matrix's panels lie between its own
 
   [[nodiscard]] std::size_t panels() const { return outputs / kLanes; }
   [[nodiscard]] std::size_t blocks() const { return inputs / block; }

@@ -34,7 +34,7 @@ void multiply(const Product& product) {
 }
 
 struct OneByOne {
-  static constexpr std::size_t kAtOnce = 1;
+  static constexpr std::size_t kAtOnce = 1, kTile = 1;
   struct Vector {
     float lanes[kLanes];
   };
@@ -42,6 +42,11 @@ struct OneByOne {
   static Vector load(const float* from) {
     Vector made;
     std::memcpy(made.lanes, from, sizeof(made.lanes));
+    return made;
+  }
+  static Vector load_some(const float* from, std::size_t count) {
+    Vector made = {};
+    std::memcpy(made.lanes, from, count * sizeof(float));
     return made;
   }
   static void load_bfloat16(const std::uint8_t* from, Vector& here, Vector& next) {
@@ -56,6 +61,15 @@ struct OneByOne {
   static Vector add_product(const Vector& weights, float value, Vector sums) {
     for (std::size_t lane = 0; lane < kLanes; ++lane) sums.lanes[lane] = std::fma(weights.lanes[lane], value, sums.lanes[lane]);
     return sums;
+  }
+  static Vector add_products(const Vector& one, const Vector& other, Vector sums) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) sums.lanes[lane] = std::fma(one.lanes[lane], other.lanes[lane], sums.lanes[lane]);
+    return sums;
+  }
+  static float sum(Vector values) {
+    for (std::size_t half = kLanes / 2; half; half /= 2)
+      for (std::size_t lane = 0; lane < half; ++lane) values.lanes[lane] += values.lanes[lane + half];
+    return values.lanes[0];
   }
   static Vector add(Vector one, const Vector& other) {
     for (std::size_t lane = 0; lane < kLanes; ++lane) one.lanes[lane] += other.lanes[lane];
@@ -86,7 +100,7 @@ std::vector<const Kind*>& taken() {
 }  // namespace
 
 const Kind& plain() {
-  static const Kind kind{"plain", idle, multiply<8>, multiply<4>, multiply_rows<OneByOne, 16>, multiply_rows<OneByOne, 32>, idle};
+  static const Kind kind{"plain", idle, multiply<8>, multiply<4>, multiply_rows<OneByOne, 16>, multiply_rows<OneByOne, 32>, dot_all<OneByOne>, idle};
   return kind;
 }
 

@@ -21,13 +21,25 @@ struct Product {
   std::int32_t* sums;  // (rows filled up to a multiple of 16, 16)
 };
 
-// y[row][output] = Σ values[row][input] · panel[input][output], of a whole panel.
+// y[row][output] = Σ values[row][input] · panel[input][output], of sixteen outputs.
 struct FloatProduct {
   const std::uint8_t* panel;
   const float* values;
   std::size_t stride;  // floats from row to row
   std::size_t rows;
-  std::size_t inputs;  // even: rows and panels are filled up by a zero
+  std::size_t inputs;  // of bfloat16 even: rows and panels are filled up by a zero
+  float* y;
+  std::size_t y_stride;
+  std::size_t step = 16;  // floats from input to input of a panel of float32
+};
+
+// y[row][column] = Σ rows[row][input] · columns[column][input].
+struct Dots {
+  const float* rows;
+  std::size_t row_stride, row_count;
+  const float* columns;
+  std::size_t column_stride, column_count;
+  std::size_t inputs;
   float* y;
   std::size_t y_stride;
 };
@@ -40,6 +52,7 @@ struct Kind {
   void (*int4)(const Product& product);
   void (*bfloat16)(const FloatProduct& product);
   void (*float32)(const FloatProduct& product);
+  void (*dots)(const Dots& dots);
   void (*end)();
 };
 

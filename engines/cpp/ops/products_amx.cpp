@@ -119,7 +119,7 @@ const Kind* amx() {
   static const bool here = vnni() && available();
   if (!here) return nullptr;
   // Tiles round sums of floats in an order of their own: those stay with the registers.
-  static const Kind kind{"amx", begin, multiply<8>, multiply<4>, vnni()->bfloat16, vnni()->float32, end};
+  static const Kind kind{"amx", begin, multiply<8>, multiply<4>, vnni()->bfloat16, vnni()->float32, vnni()->dots, end};
   return &kind;
 }
 

@@ -69,12 +69,17 @@ void all(const Product& product) {
 }
 
 struct Halves {
-  static constexpr std::size_t kAtOnce = 3;
+  static constexpr std::size_t kAtOnce = 3, kTile = 2;
   struct Vector {
     __m256 low, high;
   };
   static Vector zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static Vector load(const float* from) { return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + kLanes / 2)}; }
+  static Vector load_some(const float* from, std::size_t count) {
+    float made[kLanes] = {};
+    std::memcpy(made, from, count * sizeof(float));
+    return load(made);
+  }
   static void load_bfloat16(const std::uint8_t* from, Vector& here, Vector& next) {
     const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)), high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from) + 1);
     const __m256i odd = _mm256_set1_epi32(static_cast<int>(0xffff0000U));
@@ -84,6 +89,13 @@ struct Halves {
   static Vector add_product(Vector weights, float value, Vector sums) {
     const __m256 all = _mm256_set1_ps(value);
     return {_mm256_fmadd_ps(weights.low, all, sums.low), _mm256_fmadd_ps(weights.high, all, sums.high)};
+  }
+  static Vector add_products(Vector one, Vector other, Vector sums) { return {_mm256_fmadd_ps(one.low, other.low, sums.low), _mm256_fmadd_ps(one.high, other.high, sums.high)}; }
+  static float sum(Vector values) {
+    const __m256 eight = _mm256_add_ps(values.low, values.high);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
   }
   static Vector add(Vector one, Vector other) { return {_mm256_add_ps(one.low, other.low), _mm256_add_ps(one.high, other.high)}; }
   static void store(float* to, Vector values) {
@@ -95,7 +107,7 @@ struct Halves {
 }  // namespace
 
 const Kind* avx2() {
-  static const Kind kind{"avx2", idle, all<8>, all<4>, multiply_rows<Halves, 16>, multiply_rows<Halves, 32>, idle};
+  static const Kind kind{"avx2", idle, all<8>, all<4>, multiply_rows<Halves, 16>, multiply_rows<Halves, 32>, dot_all<Halves>, idle};
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &kind : nullptr;
 }
 

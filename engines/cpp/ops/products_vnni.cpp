@@ -2,6 +2,11 @@
 #include "products.hpp"
 
 #if defined(__AVX512VNNI__)
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 warns of registers that its own header leaves undefined.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include <cstring>
@@ -56,16 +61,24 @@ void all(const Product& product) {
 }
 
 struct Whole {
-  static constexpr std::size_t kAtOnce = 12;
+  static constexpr std::size_t kAtOnce = 12, kTile = 4;
   using Vector = __m512;
   static Vector zero() { return _mm512_setzero_ps(); }
   static Vector load(const float* from) { return _mm512_loadu_ps(from); }
+  static Vector load_some(const float* from, std::size_t count) { return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1U << count) - 1), from); }
   static void load_bfloat16(const std::uint8_t* from, Vector& here, Vector& next) {
     const __m512i both = _mm512_loadu_si512(from);
     here = _mm512_castsi512_ps(_mm512_slli_epi32(both, 16));
     next = _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000U))));
   }
   static Vector add_product(Vector weights, float value, Vector sums) { return _mm512_fmadd_ps(weights, _mm512_set1_ps(value), sums); }
+  static Vector add_products(Vector one, Vector other, Vector sums) { return _mm512_fmadd_ps(one, other, sums); }
+  static float sum(Vector values) {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(values), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(values), 1)));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
   static Vector add(Vector one, Vector other) { return _mm512_add_ps(one, other); }
   static void store(float* to, Vector values) { _mm512_storeu_ps(to, values); }
 };
@@ -73,7 +86,7 @@ struct Whole {
 }  // namespace
 
 const Kind* vnni() {
-  static const Kind kind{"vnni", idle, all<8>, all<4>, multiply_rows<Whole, 16>, multiply_rows<Whole, 32>, idle};
+  static const Kind kind{"vnni", idle, all<8>, all<4>, multiply_rows<Whole, 16>, multiply_rows<Whole, 32>, dot_all<Whole>, idle};
   static const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
   return here ? &kind : nullptr;
 }

@@ -242,6 +242,40 @@ CLONES void swiglu(const float* gate, const float* up, float* h) {
   store(h, value / (1.0f + exponential(-value)) * load<Floats>(up));
 }
 
+CLONES void normed(const float* x, const float* weight, std::size_t count, float epsilon, float* y) {
+  Floats squares = {};
+  for (std::size_t at = 0; at < count; at += kLanes) squares += load<Floats>(x + at) * load<Floats>(x + at);
+  float sum = 0;
+  for (std::size_t lane = 0; lane < kLanes; ++lane) sum += squares[lane];
+  const float size = std::sqrt(sum / static_cast<float>(count) + epsilon);
+  for (std::size_t at = 0; at < count; at += kLanes) store(y + at, load<Floats>(x + at) / size * load<Floats>(weight + at));
+}
+
+CLONES float largest(const float* x, std::size_t count) {
+  float most = -std::numeric_limits<float>::infinity();
+  for (std::size_t at = 0; at < count; ++at) most = x[at] > most ? x[at] : most;
+  return most;
+}
+
+CLONES float soften(float* x, std::size_t count, float most) {
+  Floats sums = {};
+  for (std::size_t at = 0; at < count; at += kLanes) {
+    Floats value = exponential(load<Floats>(x + at) - most);
+    for (std::size_t lane = count - at; lane < kLanes; ++lane) value[lane] = 0.0f;
+    sums += value;
+    store(x + at, value);
+  }
+  float sum = 0;
+  for (std::size_t lane = 0; lane < kLanes; ++lane) sum += sums[lane];
+  return sum;
+}
+
+CLONES float exponential_of(float x) { return exponential(Floats{} + x)[0]; }
+
+CLONES void blend(float* y, float factor, const float* x, std::size_t count) {
+  for (std::size_t at = 0; at < count; at += kLanes) store(y + at, load<Floats>(y + at) * factor + load<Floats>(x + at));
+}
+
 CLONES void add(float* y, const float* x, float weight, std::size_t count) {
   for (std::size_t at = 0; at < count; at += kLanes) store(y + at, load<Floats>(y + at) + weight * load<Floats>(x + at));
 }

@@ -55,6 +55,21 @@ void multiply(const Packed& matrix, std::size_t panel, const Rows& rows, float* 
 // h = gate / (1 + e^-gate) · up, sixteen of each.
 void swiglu(const float* gate, const float* up, float* h);
 
+// y = x / √(mean of x² + epsilon) · weight, of so many floats; a multiple of 16.
+void normed(const float* x, const float* weight, std::size_t count, float epsilon, float* y);
+
+// The largest of so many numbers.
+float largest(const float* x, std::size_t count);
+
+// x = e^(x − most), of `count` numbers, and zero for what fills them up to a multiple of 16. Their sum is what it returns.
+float soften(float* x, std::size_t count, float most);
+
+// e^x.
+float exponential_of(float x);
+
+// y = factor · y + x, of so many floats; a multiple of 16.
+void blend(float* y, float factor, const float* x, std::size_t count);
+
 // y += weight · x, of so many floats; a multiple of 16.
 void add(float* y, const float* x, float weight, std::size_t count);
 

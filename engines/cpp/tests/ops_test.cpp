@@ -2,37 +2,20 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "experts.hpp"
 #include "linear.hpp"
+#include "ops_helpers.hpp"
 #include "products.hpp"
 
 namespace {
 
 using namespace moetrt::ops;
-
-// Two threads that share out what there is.
-const Parallel kTwo = [](std::size_t count, const std::function<void(std::size_t)>& work) {
-  std::atomic<std::size_t> next{0};
-  const auto run = [&] {
-    for (std::size_t one = next++; one < count; one = next++) work(one);
-  };
-  std::thread other(run);
-  run();
-  other.join();
-};
-
-std::vector<std::string> all_kinds() {
-  hold_to("amx");
-  return kinds();
-}
 
 // A matrix of `count` experts: as the kernels read it, and as numbers.
 struct Matrix {
@@ -90,23 +73,6 @@ struct Matrix {
   std::vector<float> scales;
   std::vector<double> wide;
 };
-
-std::vector<float> numbers(std::size_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> made(count);
-  std::generate(made.begin(), made.end(), [&] { return normal(random); });
-  return made;
-}
-
-double distance(const std::vector<float>& got, const std::vector<double>& wanted) {
-  double apart = 0, size = 0;
-  for (std::size_t at = 0; at < got.size(); ++at) {
-    apart += (got[at] - wanted[at]) * (got[at] - wanted[at]);
-    size += wanted[at] * wanted[at];
-  }
-  return std::sqrt(apart / std::max(size, 1e-300));
-}
 
 std::vector<float> product(const Matrix& matrix, const std::vector<float>& x, std::size_t tokens, std::size_t outputs, Rounding rounding) {
   std::vector<float> y(tokens * outputs, -1.0f);
@@ -198,7 +164,8 @@ TEST_CASE("experts add what their tokens ask for, others nothing") {
       for (std::size_t panel = 0; panel < kCount * 2 * both.packed.panels(); panel += 2) {
         std::copy_n(up.values.begin() + static_cast<std::ptrdiff_t>(panel * up.packed.panel_bytes()), up.packed.panel_bytes(),
                     both.values.begin() + static_cast<std::ptrdiff_t>((panel + 1) * both.packed.panel_bytes()));
-        if (!up.scales.empty()) std::copy_n(up.scales.begin() + static_cast<std::ptrdiff_t>(panel * kLanes), kLanes, both.scales.begin() + static_cast<std::ptrdiff_t>((panel + 1) * kLanes));
+        if (!up.scales.empty())
+          std::copy_n(up.scales.begin() + static_cast<std::ptrdiff_t>(panel * kLanes), kLanes, both.scales.begin() + static_cast<std::ptrdiff_t>((panel + 1) * kLanes));
       }
       const Matrix down(kWidth, kHidden, 0, bits, kCount, 9);
       Experts made;
