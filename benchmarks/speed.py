@@ -58,7 +58,8 @@ class Recipe:
 INT8 = Recipe("int8-weights", fast=True, ops=True)
 INT4 = Recipe("int4-weights", fast=True, ops=True)
 OURS = {
-    "fp32": Recipe(),
+    "fp32": Recipe(ops=True),
+    "fp32_ort": Recipe(),
     "int8": INT8,
     "int8_exact": replace(INT8, fast=False),
     "int8_calibrated": Recipe("int8", ops=True),
@@ -68,8 +69,8 @@ OURS = {
     "int4": INT4,
     "int4_ort": replace(INT4, ops=False),
 }
-"""Series → what is measured under that name; benchmarks/llama_accuracy.py tells what each costs."""
-ORDER = ("fp32", "transformers_fp32", "transformers_bf16", "int8", "llama_q8_0", "int8_exact", "int8_calibrated", "int8_ort", "int8_batch_8", "int8_tp2", "int4", "llama_q4_0", "llama_q4_k_m", "int4_ort")
+"""Series → what is measured under that name. Weights of fp32 lie in bfloat16, as the checkpoint has them, where our kernels are built; benchmarks/llama_accuracy.py tells what each costs."""
+ORDER = ("fp32", "transformers_fp32", "llama_bf16", "transformers_bf16", "fp32_ort", "int8", "llama_q8_0", "int8_exact", "int8_calibrated", "int8_ort", "int8_batch_8", "int8_tp2", "int4", "llama_q4_0", "llama_q4_k_m", "int4_ort")
 """Ours and what they are compared with stand side by side."""
 MOST_ROWS = max(recipe.batch for recipe in OURS.values())
 SPEEDS = ("prefill_tokens_per_second", "decode_tokens_per_second")
@@ -86,6 +87,9 @@ RATIOS = {
     **_over("int4", "llama_q4_0", "decode", "prefill"),
     **_over("int4", "llama_q4_k_m", "decode", "prefill"),
     **_over("fp32", "transformers_fp32", "decode", "prefill"),
+    **_over("fp32", "transformers_bf16", "decode", "prefill"),
+    **_over("fp32", "llama_bf16", "decode", "prefill"),
+    **_over("fp32", "fp32_ort", "decode", "prefill"),
     **_over("int8", "transformers_bf16", "decode", "prefill"),
     **_over("int8", "fp32", "decode", "prefill"),
     **_over("int4", "fp32", "decode", "prefill"),
@@ -190,8 +194,8 @@ def llama_runners(asked: argparse.Namespace, folder: Path, config: dict, work: W
     found = llama_cpp.find(asked.llama_cpp, asked.llama_source, ROOT / "build/llama.cpp", asked.get_llama_cpp)
     told("converting the checkpoint for llama.cpp")
     files = llama_cpp.convert(found, folder / "model", folder / "llama.cpp")
-    peers: dict[str, LlamaCpp] = {kind: llama_cpp.usable(found, files[kind], work) for kind in llama_cpp.TYPES}
-    runners = {f"llama_{kind.lower()}": partial(llama_cpp.measure, peers[kind], files[kind], work, config) for kind in llama_cpp.TYPES}
+    peers: dict[str, LlamaCpp] = {kind: llama_cpp.usable(found, files[kind], work) for kind in files}
+    runners = {f"llama_{kind.lower()}": partial(llama_cpp.measure, peers[kind], files[kind], work, config) for kind in files}
     return runners, peers["Q8_0"].version
 
 
