@@ -69,7 +69,7 @@ engine: $(if $(SCHEME),quantized,graphs)
 	$(BIN)/moetrt build $(GRAPHS) --backend $(BACKEND) --output $(ENGINES)/$(BACKEND) $(addprefix --plugins ,$(if $(filter tensorrt%,$(BACKEND)),$(PLUGINS),$(if $(filter ort,$(BACKEND)),$(wildcard $(OPS)))))
 
 engines: $(if $(SCHEME),calibration,graphs) ## Export MODEL, quantise it, build its engines for BACKENDS, end with a line of text
-	@$(if $(SCHEME),$(if $(filter build/%,$(OPS)),$(MAKE) --no-print-directory ops || echo "Our kernels for CPUs cannot be built here (why stands above): ONNX Runtime's own are taken." >&2))
+	@$(if $(filter fp16 bf16,$(PRECISION)),,$(if $(filter build/%,$(OPS)),$(MAKE) --no-print-directory ops || echo "Our kernels for CPUs cannot be built here (why stands above): ONNX Runtime's own are taken." >&2))
 	set -e; for backend in $(BACKENDS); do $(MAKE) --no-print-directory engine BACKEND=$$backend; done
 	$(BIN)/moetrt run $(ENGINES)/ort --prompt "$(PROMPT)" --max-tokens 48
 
