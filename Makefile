@@ -11,7 +11,7 @@ PYTHON    ?= python3
 TENSORRT_ROOT ?=
 # The library of our TensorRT plugins, such as build/cpp/libmoetrt-plugins.so: with it routing and experts are its kernels.
 PLUGINS   ?=
-# Our kernels for CPUs, which `engines` builds where it can; OPS= leaves quantised products to ONNX Runtime's own.
+# Our kernels for CPUs, which `engines` builds where it can; OPS= leaves all to ONNX Runtime's own.
 OPS       ?= build/ops/libmoetrt-ops.so
 # More options of benchmarks/speed.py, such as --get-llama-cpp.
 SPEED     ?=
