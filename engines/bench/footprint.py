@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WHOLE, ROWS, EXPERTS = "whole", "rows", "experts"
 """How a step reads a tensor: all of it; a row for each token; the experts that tokens chose."""
-LOOKUPS = {"Gather": (0,), "GatherBlockQuantized": (0, 2, 3), "RotaryEmbedding": (1, 2)}
+LOOKUPS = {"Gather": (0,), "GatherBlockQuantized": (0, 2, 3), "RotaryEmbedding": (1, 2), "LatentAttention": (5, 6)}
 """Op → inputs of which it reads the rows that another input names."""
 BITS = {"INT4": 4, "UINT4": 4, "INT2": 2, "UINT2": 2, "BOOL": 8}
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}

@@ -76,7 +76,7 @@ def placeholder(made: Derived) -> "onnx.TensorProto":
     """An initializer whose place the backend fills in."""
     import onnx
 
-    kind = {"I8": "INT8", "U8": "UINT8", "F32": "FLOAT", "F16": "FLOAT16"}[made.dtype]
+    kind = {"I8": "INT8", "U8": "UINT8", "F32": "FLOAT", "F16": "FLOAT16", "BF16": "BFLOAT16"}[made.dtype]
     return onnx.TensorProto(name=made.name, data_type=getattr(onnx.TensorProto, kind), dims=made.shape, data_location=onnx.TensorProto.EXTERNAL)
 
 

@@ -38,14 +38,14 @@ def derived_panels(weight: str, shape: tuple[int, ...], bits: int, paired: bool 
     return Derived(weight + PANELS, "U8", (*shape[:-2], panels, size), (weight,), partial(_values, bits=bits, paired=paired))
 
 
-def derived_panel_scales(scale: str, shape: tuple[int, ...], paired: bool = False) -> Derived:
-    """``scale``, ``(…, blocks, outputs)``, panel by panel in float32.
+def derived_panel_scales(scale: str, shape: tuple[int, ...], bits: int, paired: bool = False) -> Derived:
+    """``scale``, ``(…, blocks, outputs)``, panel by panel in float32, or in bfloat16 where that is what all of them are.
 
     :param shape: of the stored scales; those of one matrix, one for each output, may have no axis for blocks.
     """
     full = shape if len(shape) > 1 else (1, *shape)
     panels = filled(full[-1], LANES) // LANES
-    return Derived(scale + PANELS, "F32", (*full[:-2], panels, full[-2], LANES), (scale,), partial(_scales, paired=paired))
+    return Derived(scale + PANELS, {32: "F32", 16: "BF16"}[bits], (*full[:-2], panels, full[-2], LANES), (scale,), partial(_scales, bits=bits, paired=paired))
 
 
 def derived_floats(weight: str, shape: tuple[int, ...], bits: int, paired: bool = False, rows: bool = False) -> Derived:
@@ -70,12 +70,15 @@ def _values(values: np.ndarray, bits: int, paired: bool) -> Iterator[np.ndarray]
         yield packed.reshape(len(groups), -1)
 
 
-def _scales(values: np.ndarray, paired: bool) -> Iterator[np.ndarray]:
+def _scales(values: np.ndarray, bits: int, paired: bool) -> Iterator[np.ndarray]:
+    import ml_dtypes
+
     for one in values if values.ndim == 3 else values.reshape(1, -1, values.shape[-1]):
         blocks, outputs = one.shape
         room = np.zeros((blocks, filled(outputs, LANES)), np.float32)
         room[:, :outputs] = _halves(one) if paired else one
-        yield np.ascontiguousarray(room.reshape(blocks, -1, LANES).transpose(1, 0, 2))
+        made = np.ascontiguousarray(room.reshape(blocks, -1, LANES).transpose(1, 0, 2))
+        yield _halves_of(made).view(ml_dtypes.bfloat16) if bits == 16 else made
 
 
 def nibbles(pairs: np.ndarray) -> np.ndarray:
@@ -98,8 +101,12 @@ def _panels_of(room: np.ndarray, bits: int) -> np.ndarray:
     """:param room: *Shape:* float32 ``(inputs, outputs)``"""
     if bits == 32:
         return np.ascontiguousarray(room.reshape(len(room), -1, LANES).transpose(1, 0, 2))
-    halves = (room.view(np.uint32) >> 16).astype(np.uint16)
-    return np.ascontiguousarray(halves.reshape(len(room) // 2, 2, -1, LANES).transpose(2, 0, 3, 1))
+    return np.ascontiguousarray(_halves_of(room).reshape(len(room) // 2, 2, -1, LANES).transpose(2, 0, 3, 1))
+
+
+def _halves_of(floats: np.ndarray) -> np.ndarray:
+    """The bits of float32 values that bfloat16 has."""
+    return (floats.view(np.uint32) >> 16).astype(np.uint16)
 
 
 def _halves(interleaved: np.ndarray) -> np.ndarray:

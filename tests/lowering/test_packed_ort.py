@@ -110,6 +110,29 @@ FLOATS: dict[str, tuple[Callable[[int], Run], str]] = {
 """Float models with what they are given, and what becomes of their last product."""
 
 
+def blocked_experts() -> Run:
+    case = blocked(Mixture(9, hidden=64, width=64), 2, 4, 32, 4)
+    return backends.case_model(case), backends.feeds_of(case)
+
+
+IN_BLOCKS: dict[str, Callable[[], Run]] = {
+    "linear": lambda: (linear_model(4, 32, 160, 40), {"x": random(2, 1, 9, 160)}),
+    "feed-forward": lambda: (feed_forward(64, 64, 32, 4), {"x": random(2, 1, 9, 64)}),
+    "experts": blocked_experts,
+}
+
+
+@pytest.mark.parametrize("name", IN_BLOCKS)
+def test_scales_that_are_bfloat16_are_kept_so(name: str, ops_library: Path) -> None:
+    model, feeds = IN_BLOCKS[name]()
+    model = in_bfloat16(model)
+    wide, short = (with_derived(model, ABLE, is_bfloat16=lambda name, known=known: known and name.endswith("scale"))[0] for known in (False, True))
+    kept = {tensor.data_type for tensor in short.graph.initializer if "scale" in tensor.name}
+    assert kept == {TensorProto.BFLOAT16}
+    got, wanted = (backends.run_onnxruntime(one, feeds, library=ops_library)[0] for one in (short, wide))
+    assert got.tobytes() == wanted.tobytes()
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 7, 33, 600])
 @pytest.mark.parametrize("bits", [16, 32])
 @pytest.mark.parametrize("name", FLOATS)

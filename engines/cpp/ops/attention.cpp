@@ -192,8 +192,7 @@ class Attending {
   // y[row] = x[row] · a head's matrix. x: (rows, inputs filled up to an even number); y: (rows, outputs), `stride` floats from row to row.
   static void by_matrix(const Packed& matrix, std::size_t head, const float* x, std::size_t rows, float* y, std::size_t stride, std::size_t outputs) {
     static thread_local Line part;
-    Packed own = matrix;
-    own.values += head * matrix.bytes();
+    const Packed own = matrix.behind(head * matrix.bytes(), 0);
     const std::size_t wide = filled(matrix.inputs, 2);
     const Kind& kind = kind_for(rows, kLanes);
     part.resize(rows * kLanes);

@@ -33,11 +33,7 @@ struct Scratch {
 
 constexpr std::size_t kNone = static_cast<std::size_t>(-1);
 
-Packed of_expert(Packed matrix, std::size_t expert) {
-  matrix.values += expert * matrix.bytes();
-  if (matrix.scales) matrix.scales += expert * matrix.scale_count();
-  return matrix;
-}
+Packed of_expert(const Packed& matrix, std::size_t expert) { return matrix.behind(expert * matrix.bytes(), expert * matrix.scale_count()); }
 
 // Pairs by expert, and where each group begins.
 void sort(const Experts& experts, const std::int64_t* chosen, std::size_t tokens, std::size_t top_k, Scratch& scratch) {

@@ -33,6 +33,7 @@ constexpr std::int64_t kMost = 1 << 20;  // of outputs, experts and other counts
 
 using Type = ONNXTensorElementDataType;
 constexpr Type kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, kBytes = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, kIds = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
+constexpr Type kScale = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;  // float32 or bfloat16
 
 void require(bool right, const std::string& problem) {
   if (!right) throw Error(problem, "Build the engines again.");
@@ -89,6 +90,8 @@ class Inputs {
   [[nodiscard]] bool has(std::size_t place) const { return place < context_.GetInputCount() && context_.GetInput(place); }
   [[nodiscard]] std::vector<std::int64_t> shape(std::size_t place) const { return context_.GetInput(place).GetTensorTypeAndShapeInfo().GetShape(); }
   [[nodiscard]] std::size_t elements(std::size_t place) const { return context_.GetInput(place).GetTensorTypeAndShapeInfo().GetElementCount(); }
+  [[nodiscard]] Type type(std::size_t place) const { return context_.GetInput(place).GetTensorTypeAndShapeInfo().GetElementType(); }
+  // Throws Error: the input is not there, or has another size. Its type is what the op declares; of those that take any, it is looked at first.
   template <typename T>
   [[nodiscard]] const T* data(std::size_t place, std::size_t elements_wanted, const char* what) const {
     require(has(place), std::string(what) + " is not given.");
@@ -130,7 +133,11 @@ Rounding rounding_of(const std::string& name, const Packed& matrix) {
 // Matrices of `count` experts by their places among the inputs, each followed by its scales; those of floats have none.
 Packed given(const Inputs& inputs, std::size_t place, Packed matrix, std::size_t count, const char* name) {
   matrix.values = inputs.data<std::uint8_t>(place, count * matrix.bytes(), name);
-  if (!matrix.floating()) matrix.scales = inputs.data<float>(place + 1, count * matrix.scale_count(), "a scale");
+  if (matrix.floating()) return matrix;
+  if (inputs.has(place + 1) && inputs.type(place + 1) == ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16)
+    matrix.short_scales = inputs.data<std::uint16_t>(place + 1, count * matrix.scale_count(), "a scale");
+  else
+    matrix.scales = inputs.data<float>(place + 1, count * matrix.scale_count(), "a scale");
   return matrix;
 }
 
@@ -188,8 +195,7 @@ class ExpertsKernel {
     require(chosen.size() == 2 && chosen[0] == shape[0], "PackedExperts: the chosen experts are not those of as many tokens.");
     const std::size_t tokens = size(shape[0]), top_k = size(chosen[1]);
     made.gate = made.up = given(inputs, 3, made.gate, made.count, "gate_up");
-    made.up.values += made.up.panel_bytes();
-    if (made.up.scales) made.up.scales += made.up.blocks() * kLanes;
+    made.up = made.up.behind(made.up.panel_bytes(), made.up.blocks() * kLanes);
     made.down = given(inputs, 5, made.down, made.count, "down");
     if (made.rounding == Rounding::fixed) {
       made.x_scale = inputs.data<float>(7, 1, "x_scale");
@@ -355,9 +361,9 @@ struct Op : Ort::CustomOpBase<Op<Kernel>, Running<Kernel>, true> {
 };
 
 void add_to(OrtSessionOptions* options) {
-  static const Op<LinearKernel> linear("PackedLinear", {kFloat, kBytes, kFloat, kFloat}, 2, {kFloat});
-  static const Op<ExpertsKernel> experts("PackedExperts", {kFloat, kIds, kFloat, kBytes, kFloat, kBytes, kFloat, kFloat, kFloat}, 4, {kFloat});
-  static const Op<FeedForwardKernel> feed_forward("PackedFeedForward", {kFloat, kBytes, kFloat, kBytes, kFloat, kBytes, kFloat}, 2, {kFloat});
+  static const Op<LinearKernel> linear("PackedLinear", {kFloat, kBytes, kScale, kFloat}, 2, {kFloat});
+  static const Op<ExpertsKernel> experts("PackedExperts", {kFloat, kIds, kFloat, kBytes, kScale, kBytes, kScale, kFloat, kFloat}, 4, {kFloat});
+  static const Op<FeedForwardKernel> feed_forward("PackedFeedForward", {kFloat, kBytes, kScale, kBytes, kScale, kBytes, kScale}, 2, {kFloat});
   static const Op<AttentionKernel> attention("LatentAttention", {kFloat, kFloat, kIds, kFloat, kFloat, kFloat, kFloat, kBytes, kBytes}, 9, {kFloat, kFloat});
   static const Op<RouteKernel> route("Route", {kFloat, kFloat}, 1, {kIds, kFloat});
   static const Ort::CustomOpDomain domain = [] {

@@ -16,13 +16,14 @@ constexpr std::size_t filled(std::size_t count, std::size_t unit) { return (coun
 // byte has a value of one group below and the same place's of the next above. Of floats, float32 (inputs, 16) and bfloat16 (inputs / 2, 16, 2), with
 // no scales, and inputs filled up to an even number.
 struct Packed {
-  const std::uint8_t* values = nullptr;  // (outputs / 16, inputs / 4, 16, 4)
-  const float* scales = nullptr;         // (outputs / 16, inputs / block, 16)
-  std::size_t inputs = 0;                // as the model has them
-  std::size_t outputs = 0;               // a multiple of 16
-  std::size_t block = 0;                 // inputs that share a scale; all of them where there is one scale for each output
-  int bits = 8;                          // 4 or 8, integers; 16, bfloat16; 32, float32
-  std::size_t apart = 1;                 // 2 where another matrix's panels lie between its own
+  const std::uint8_t* values = nullptr;         // (outputs / 16, inputs / 4, 16, 4)
+  const float* scales = nullptr;                // (outputs / 16, inputs / block, 16); null where they lie in bfloat16
+  std::size_t inputs = 0;                       // as the model has them
+  std::size_t outputs = 0;                      // a multiple of 16
+  std::size_t block = 0;                        // inputs that share a scale; all of them where there is one scale for each output
+  int bits = 8;                                 // 4 or 8, integers; 16, bfloat16; 32, float32
+  std::size_t apart = 1;                        // 2 where another matrix's panels lie between its own
+  const std::uint16_t* short_scales = nullptr;  // as `scales`, in bfloat16
 
   [[nodiscard]] std::size_t panels() const { return outputs / kLanes; }
   [[nodiscard]] std::size_t blocks() const { return inputs / block; }
@@ -32,7 +33,16 @@ struct Packed {
   // With what lies between its panels.
   [[nodiscard]] std::size_t bytes() const { return panels() * apart * panel_bytes(); }
   [[nodiscard]] const std::uint8_t* panel(std::size_t index) const { return values + index * apart * panel_bytes(); }
-  [[nodiscard]] const float* scales_of(std::size_t index) const { return scales + index * apart * blocks() * kLanes; }
+  // Where a block's scales of a panel begin, among all.
+  [[nodiscard]] std::size_t scales_before(std::size_t index, std::size_t block) const { return (index * apart * blocks() + block) * kLanes; }
+  // The matrix that lies so many bytes, and so many scales, behind this one.
+  [[nodiscard]] Packed behind(std::size_t bytes, std::size_t count) const {
+    Packed made = *this;
+    made.values += bytes;
+    if (scales) made.scales += count;
+    if (short_scales) made.short_scales += count;
+    return made;
+  }
   [[nodiscard]] int middle() const { return bits == 4 ? 8 : 128; }
 };
 

@@ -216,6 +216,15 @@ void round(const float* x, Rounding rounding, float fixed, Rows& rows, std::size
     for (std::size_t block = 0; block < rows.blocks(); ++block) *sums++ = sum_of(values + digit * rows.stride + block * rows.block, rows.block);
 }
 
+// A panel's scales of bfloat16 as float32.
+static const float* widened(const std::uint16_t* halves, float* wide) {
+  for (std::size_t lane = 0; lane < kLanes; ++lane) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(halves[lane]) << 16;
+    std::memcpy(wide + lane, &bits, sizeof(bits));
+  }
+  return wide;
+}
+
 void multiply(const Packed& matrix, std::size_t panel, const Rows& rows, float* y, std::size_t stride, Sums& room) {
   if (matrix.floating()) {
     const Kind& kind = kind_for(rows.tokens, rows.wide());
@@ -224,14 +233,16 @@ void multiply(const Packed& matrix, std::size_t panel, const Rows& rows, float* 
   const Kind& kind = kind_for(rows.rows(), matrix.block % 32 == 0 ? matrix.block : rows.depth);
   const std::size_t blocks = matrix.blocks(), depth = blocks == 1 ? rows.depth : matrix.block;
   const auto product = matrix.bits == 4 ? kind.int4 : kind.int8;
-  const float* scales = matrix.scales_of(panel);
+  float wide[kLanes];
   room.resize(filled(rows.rows(), kRows) * kLanes);
   for (std::size_t token = 0; token < rows.tokens; ++token) std::fill_n(y + token * stride, kLanes, 0.0f);
   kind.begin(depth);
   for (std::size_t block = 0; block < blocks; ++block) {
     const std::size_t first = block * matrix.block;
     product({matrix.panel(panel) + first * kLanes * static_cast<std::size_t>(matrix.bits) / 8, rows.values.data() + first, rows.stride, rows.rows(), depth, room.data()});
-    kGathers[rows.digits](room.data(), rows.sums.data() + block, blocks, matrix.middle(), scales + block * kLanes, rows.tokens, y, stride);
+    const std::size_t at = matrix.scales_before(panel, block);
+    const float* scales = matrix.scales ? matrix.scales + at : widened(matrix.short_scales + at, wide);
+    kGathers[rows.digits](room.data(), rows.sums.data() + block, blocks, matrix.middle(), scales, rows.tokens, y, stride);
   }
   kind.end();
   scale_by(rows.scales.data(), rows.tokens, y, stride);

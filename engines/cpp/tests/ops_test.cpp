@@ -117,6 +117,24 @@ TEST_CASE("products are exact in three digits, and the same to the bit by every 
   }
 }
 
+TEST_CASE("scales of bfloat16 are read as float32's are") {
+  for (const int bits : {8, 4}) {
+    Matrix matrix(128, 40, 32, bits, 1, 13);
+    std::vector<std::uint16_t> halves;
+    for (float& scale : matrix.scales) {
+      std::uint32_t word;
+      std::memcpy(&word, &scale, sizeof(word));
+      halves.push_back(static_cast<std::uint16_t>(word >> 16));
+      word &= 0xffff0000U;
+      std::memcpy(&scale, &word, sizeof(word));
+    }
+    const std::vector<float> x = numbers(5 * 128, 14), wanted = product(matrix, x, 5, 40, Rounding::exact);
+    matrix.packed.scales = nullptr;
+    matrix.packed.short_scales = halves.data();
+    CHECK(product(matrix, x, 5, 40, Rounding::exact) == wanted);
+  }
+}
+
 TEST_CASE("products of floats are the same to the bit by every kind, and for a row alone as among others") {
   for (const Sizes& sizes : kFloats) {
     const Matrix matrix(sizes.inputs, sizes.outputs, 0, sizes.bits, 1, 3);
