@@ -28,7 +28,7 @@ from calibration.schemes import find_scheme
 from engines import load
 from engines.bench.machine import cpu, today, versions
 from engines.build import EngineRequest, build_engines
-from exporter.checkpoint.reader import read_header
+from exporter.checkpoint.reader import read_header, stored_array
 from exporter.errors import MoetrtError
 from exporter.graph.export import ExportRequest, export_model
 from exporter.plan import manifest as records
@@ -107,7 +107,7 @@ class Row:
     windows: tuple[float, ...] = ()
     """KL from its own program's float32, summed over each window."""
     bits: float = 0.0
-    """Per quantised weight, scales included."""
+    """Per quantised weight, scales included; of ours, scales that are bfloat16's values count 16 bits, as our kernels store them."""
     share: float = 0.0
     """Of all weights, the quantised ones."""
     types: dict[str, int] = field(default_factory=dict)
@@ -213,13 +213,20 @@ def our_logits(request: EngineRequest, held: list[list[int]], threads: int, outp
 
 
 def our_bits(floats: Path, graphs: Path) -> tuple[float, float]:
-    """Bits per quantised weight, scales included, and the share of weights that are quantised."""
+    """Bits per quantised weight, scales included as our kernels store them, and the share of weights that are quantised."""
     record = records.read_ranks(GraphsRank, graphs)[0]
-    whole, made = (read_header(folder / records.rank_folder(0) / record.weights) for folder in (floats, graphs))
+    file = graphs / records.rank_folder(0) / record.weights
+    whole, made = read_header(floats / records.rank_folder(0) / record.weights), read_header(file)
     names, elements = record.quantization.weights, {name: prod(info.shape) for name, info in whole.items()}
-    size = sum(made[name].bytes for weight in names for name in (weight, f"{weight}.scale", f"{weight}.input_scale") if name in made)
+    size = sum(made[name].bytes // (2 if is_short(file, name) else 1) for weight in names for name in (weight, f"{weight}.scale", f"{weight}.input_scale") if name in made)
     quantised = sum(elements[name] for name in names)
     return 8 * size / quantised, quantised / sum(elements.values())
+
+
+def is_short(file: Path, name: str) -> bool:
+    """Whether a tensor is of float32 and 16 bits hold each of its values, as bfloat16 does: so the scales of 4-bit blocks."""
+    values = np.asarray(stored_array(file, name))
+    return values.dtype == np.float32 and not np.any(values.view(np.uint32) & 0xFFFF)
 
 
 def measure_peers(found: LlamaCpp, asked: argparse.Namespace, folder: Path, held: list[list[int]], ours: np.ndarray) -> tuple[dict[str, Row], str]:

@@ -62,8 +62,8 @@ def quantize(held_out: Path | None, max_kl: float | None, max_tokens: int, dry_r
     """Write GRAPHS with INT8 or INT4 weights and Q/DQ pairs, and a report of what that cost.
 
     int8: W8A8 by calibrated scales; int8-dynamic: feed-forwards by each token's own; int8-weights: weights alone;
-    int4-weights: in 4 bits, by blocks of 32 inputs (-128: of 128); none: a copy in float. Router, norms, embedding and kv_b
-    stay float.
+    int4-weights: in 4 bits, by blocks of 32 inputs (-128: of 128), with the head, q_a, kv_a and dense layers in 8; none: a
+    copy in float. Router, norms, embedding and kv_b stay float.
     """
     from .adapt import AdaptiveRequest, quantize_with_evidence
     from .quantize import QuantizeRequest, plan_quantization

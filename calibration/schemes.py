@@ -5,6 +5,9 @@ from dataclasses import dataclass, replace
 from exporter.errors import UsageError
 
 HEAD = "head.weight"
+IN_EIGHT = (HEAD, "attention.q_a", "attention.kv_a", "dense_ffn.gate", "dense_ffn.up", "dense_ffn.down")
+"""What 4-bit models keep in 8 bits, for it costs them much and weighs little: the head, the matrices whose latents all heads read, and the
+feed-forwards of the first, dense layers. Of DeepSeek-V3's weights they are half a percent."""
 STATIC, TOKEN, FLOAT, NOTHING = "static", "token", "float", "nothing"
 """A linear's input: quantised with one calibrated scale, with a scale of its own for each token, or not at all; nothing: its weight neither."""
 
@@ -25,6 +28,8 @@ class QuantScheme:
     """Of a weight."""
     block: int | None = None
     """Inputs of a weight that share a scale; None: all inputs of an output channel."""
+    in_eight: tuple[str, ...] = ()
+    """Matrices, by the ends of their names, that have 8 bits whatever the others have."""
 
     def __post_init__(self) -> None:
         if self.bits == 4 and self.feed_forward in (STATIC, TOKEN):
@@ -41,8 +46,10 @@ class QuantScheme:
         return -8 if self.bits == 4 else -self.levels
 
     def of(self, weight: str) -> "QuantScheme":
-        """The scheme of one matrix: the head of a 4-bit model keeps 8 bits, since it alone costs as much as all else."""
-        return replace(self, bits=8, block=None) if self.bits == 4 and weight == HEAD else self
+        """The scheme of one matrix. The head, whose inputs no plan cuts, needs no blocks in 8 bits; others by channel would depend on the plan."""
+        if self.bits == 8 or not weight.endswith(self.in_eight):
+            return self
+        return replace(self, bits=8, block=None if weight == HEAD else self.block)
 
     @property
     def needs_table(self) -> bool:
@@ -57,8 +64,8 @@ SCHEMES = {
         QuantScheme("int8-weights", FLOAT, FLOAT, True, "weights alone; activations stay float"),
         QuantScheme("int8-weights-128", FLOAT, FLOAT, True, "weights alone, with a scale for 128 inputs", block=128),
         QuantScheme("int8-weights-32", FLOAT, FLOAT, True, "weights alone, with a scale for 32 inputs", block=32),
-        QuantScheme("int4-weights", FLOAT, FLOAT, True, "weights alone, in 4 bits with a scale for 32 inputs", bits=4, block=32),
-        QuantScheme("int4-weights-128", FLOAT, FLOAT, True, "weights alone, in 4 bits with a scale for 128 inputs", bits=4, block=128),
+        QuantScheme("int4-weights", FLOAT, FLOAT, True, "weights alone, in 4 bits with a scale for 32 inputs", bits=4, block=32, in_eight=IN_EIGHT),
+        QuantScheme("int4-weights-128", FLOAT, FLOAT, True, "weights alone, in 4 bits with a scale for 128 inputs", bits=4, block=128, in_eight=IN_EIGHT),
         QuantScheme("none", NOTHING, NOTHING, False, "a copy in float"),
     )
 }

@@ -63,11 +63,15 @@ class Error:
         return (self.lost / self.whole) ** 0.5 if self.whole else 0.0
 
 
-def scales_of(maxima: "np.ndarray", levels: int, dtype: str) -> "np.ndarray":
-    """maximum / levels, rounded to the dtype that it is stored in; 1 for a channel of zeros."""
+def stored_scales(steps: "np.ndarray", dtype: str, short: bool = False) -> "np.ndarray":
+    """Steps rounded to the dtype that they are stored in; 1 where there are only zeros.
+
+    :param short: rounded to bfloat16 before, so that 16 bits hold them in every precision.
+    """
     import numpy as np
 
-    scales = cast(np.where(maxima > 0, maxima / np.float32(levels), np.float32(1)).astype(np.float32), dtype, "a scale")
+    steps = np.where(steps > 0, steps, np.float32(1)).astype(np.float32)
+    scales = cast(cast(steps, "BF16", "a scale") if short else steps, dtype, "a scale")
     return np.where(scales.astype(np.float32) > 0, scales, np.ones((), scales.dtype))
 
 
@@ -81,10 +85,12 @@ def quantise(values: "np.ndarray", scales: "np.ndarray", scheme: QuantScheme) ->
 SHRINKS = (1.0, 0.96, 0.92, 0.875, 0.84, 0.8, 0.76, 0.72)
 """Parts of a block's range that are tried as its 4-bit range: with so few levels, a clipped outlier may cost less than a wide step.
 At 7/8 the least value, −8, is what reaches it."""
+FIT = None
+"""The trial after those, of 4 bits: what least squares make of the integers that the best of them gives."""
 
 
 def block_scales(values: "np.ndarray", scheme: QuantScheme, dtype: str) -> "np.ndarray":
-    """The scale of each block of inputs with the least squared error among ``SHRINKS``.
+    """The scale of each block of inputs with the least squared error among ``SHRINKS`` and, of 4 bits, ``FIT``; those are one of bfloat16's values.
 
     :param values: *Shape:* float32 ``(…, inputs, outputs)``
     :returns: *Shape:* ``(…, inputs / block, outputs)``
@@ -92,15 +98,33 @@ def block_scales(values: "np.ndarray", scheme: QuantScheme, dtype: str) -> "np.n
     import numpy as np
 
     *lead, inputs, outputs = values.shape
-    blocks = values.reshape(*lead, inputs // scheme.block, scheme.block, outputs)
+    blocks, four = values.reshape(*lead, inputs // scheme.block, scheme.block, outputs), scheme.bits == 4
     maxima = np.abs(blocks).max(axis=-2)
     best, least = None, None
-    for part in SHRINKS:
-        scales = scales_of(maxima * np.float32(part), scheme.levels, dtype)
-        wide = scales.astype(np.float32)[..., None, :]
-        lost = np.square(blocks - quantise(blocks, wide, scheme) * wide).sum(axis=-2)
+    for part in (*SHRINKS, *(FIT,) * four):
+        steps = maxima * np.float32(part) / np.float32(scheme.levels) if part is not FIT else fitted(blocks, quantise(blocks, wide_of(best), scheme))
+        scales = stored_scales(steps, dtype, four)
+        lost = np.square(blocks - quantise(blocks, wide_of(scales), scheme) * wide_of(scales)).sum(axis=-2)
         best, least = (scales, lost) if best is None else (np.where(lost < least, scales, best), np.minimum(lost, least))
     return best
+
+
+def wide_of(scales: "np.ndarray") -> "np.ndarray":
+    """In float32, beside the blocks. *Shape:* ``(…, 1, outputs)``"""
+    import numpy as np
+
+    return scales.astype(np.float32)[..., None, :]
+
+
+def fitted(blocks: "np.ndarray", whole: "np.ndarray") -> "np.ndarray":
+    """The step of each block that makes the least squared error of these integers; 0 where they are all 0.
+
+    :param whole: what ``blocks`` were rounded to. *Shape of both:* ``(…, block, outputs)``
+    """
+    import numpy as np
+
+    whole = whole.astype(np.float32)
+    return (blocks * whole).sum(axis=-2) / np.maximum(np.square(whole).sum(axis=-2), 1)
 
 
 def packed(values: "np.ndarray") -> "np.ndarray":
@@ -134,9 +158,9 @@ def quantised_entries(weights: Weights, name: str, dtype: str, scheme: QuantSche
             if block:
                 made["scale"] = np.concatenate([block_scales(piece, scheme, dtype) for piece in pieces()])
             elif stacked:
-                made["scale"] = scales_of(np.concatenate([np.abs(piece).max(axis=1, keepdims=True) for piece in pieces()]), scheme.levels, dtype)
+                made["scale"] = stored_scales(np.concatenate([np.abs(piece).max(axis=1, keepdims=True) for piece in pieces()]) / np.float32(scheme.levels), dtype)
             else:
-                made["scale"] = scales_of(np.max([np.abs(piece).max(axis=0) for piece in pieces()], axis=0), scheme.levels, dtype)
+                made["scale"] = stored_scales(np.max([np.abs(piece).max(axis=0) for piece in pieces()], axis=0) / np.float32(scheme.levels), dtype)
         return made["scale"]
 
     def values() -> "Iterator[np.ndarray]":

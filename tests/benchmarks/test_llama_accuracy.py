@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -39,6 +40,12 @@ def test_every_pair_names_two_rows():
     ours = {scheme + ", fast" * fast + llama_accuracy.OPS * own for scheme, fast, own in llama_accuracy.OURS}
     peers = {peer.name for peer in llama_accuracy.PEERS}
     assert all(one in ours and other in peers for one, other in llama_accuracy.PAIRS)
+
+
+def test_scales_count_16_bits_where_each_of_them_is_a_value_of_bfloat16s(tmp_path):
+    file, scales = tmp_path / "weights.safetensors", np.array([1, 0.5078125, 0.01], np.float32)
+    save_file({"short": scales[:2], "long": scales}, file)
+    assert llama_accuracy.is_short(file, "short") and not llama_accuracy.is_short(file, "long")
 
 
 def test_bindings_are_found_beside_the_sources_or_two_floors_above(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 
 import backends
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -19,6 +20,7 @@ from calibration.report import Report
 from calibration.schemes import SCHEMES, input_mode
 from calibration.sensitivity import Ladder
 from calibration.table import read_table
+from calibration.weights import block_scales
 from engines import load
 from engines.build import EngineRequest, build_engines
 from engines.compare.tolerances import TOLERANCES
@@ -164,6 +166,47 @@ def test_four_bits_take_the_range_of_a_block_that_loses_least(calibrated, quanti
     plain = np.abs(w.reshape(*w.shape[:2], -1, 32)).max(axis=-1, keepdims=True) / 7
     rounded = (np.clip(np.rint(w.reshape(*w.shape[:2], -1, 32) / plain), -7, 7) * plain).reshape(w.shape)
     assert relative(dequantised(graphs, name), w) < 0.98 * relative(rounded, w) < 0.1
+
+
+def lost_by_block(blocks, scales):
+    """Squares lost of each block. *Shapes:* ``(blocks, inputs, outputs)``, ``(blocks, outputs)``"""
+    wide = scales[:, None, :]
+    return np.square(blocks - np.clip(np.rint(blocks / wide), -8, 7) * wide).sum(axis=1)
+
+
+@pytest.mark.parametrize("scheme", ["int4-weights", "int4-weights-128"])
+def test_a_four_bit_scale_loses_hardly_more_than_the_best_that_16_bits_hold(scheme):
+    scheme = SCHEMES[scheme]
+    values = np.random.default_rng(5).standard_t(6, (4 * scheme.block, 40)).astype(np.float32)
+    scales, blocks = block_scales(values, scheme, "F32"), values.reshape(4, scheme.block, -1)
+    steps = np.abs(blocks).max(axis=1) / np.float32(7)
+    plain, *others = ((steps * np.float32(part)).astype(ml_dtypes.bfloat16).astype(np.float32) for part in (1, *np.arange(0.4, 1.02, 0.002)))
+    best = np.min([lost_by_block(blocks, one) for one in others], axis=0)
+    assert lost_by_block(blocks, scales).sum() < 1.02 * best.sum()
+    assert (lost_by_block(blocks, scales) <= lost_by_block(blocks, plain)).all()
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_four_bit_scales_are_the_same_bfloat16_values_in_every_precision(dtype):
+    values = np.random.default_rng(6).normal(size=(64, 6)).astype(np.float32)
+    values[:32, 0] = 0
+    scales = block_scales(values, SCHEMES["int4-weights"], "F32")
+    assert scales[0, 0] == 1 and not np.any(scales.view(np.uint32) & 0xFFFF)
+    np.testing.assert_array_equal(block_scales(values, SCHEMES["int4-weights"], dtype).astype(np.float32), scales)
+
+
+def test_four_bit_models_keep_the_head_the_latents_and_dense_layers_in_eight(quantized):
+    """To the bit as schemes of 8 bits have them: the head by channel, the others in the same blocks."""
+    stored = {scheme: quantized(scheme) / "rank-00/weights.safetensors" for scheme in ("int4-weights", "int8-weights", "int8-weights-32")}
+    names = record(quantized("int4-weights")).quantization.weights
+    eight = {name for name in names if stored_array(stored["int4-weights"], name).dtype == np.int8}
+    assert eight == {name for name in names if name == "head.weight" or name.endswith(("q_a", "kv_a")) or "dense_ffn" in name}
+    for name in eight:
+        like = stored["int8-weights" if name == "head.weight" else "int8-weights-32"]
+        for one in (name, f"{name}.scale"):
+            np.testing.assert_array_equal(stored_array(stored["int4-weights"], one), stored_array(like, one))
+    for name in set(names) - eight:
+        assert not np.any(np.asarray(stored_array(stored["int4-weights"], f"{name}.scale")).view(np.uint32) & 0xFFFF), name
 
 
 def test_blocks_that_do_not_divide_a_matrix_are_refused(calibrated, tmp_path):
