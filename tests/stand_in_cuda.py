@@ -101,11 +101,12 @@ class Cuda:
         self.here.device = device
         return (0,)
 
+    # What was in it before is no number, in any float.
     def cudaMalloc(self, size: int) -> tuple[int, int]:
         if self.held_bytes + size > self.free_bytes:
             return OUT_OF_MEMORY, 0
         address, self.next = self.next, self.next + -(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT
-        self.memory[address] = Memory(self.device, np.full(size, 0xA5, np.uint8))
+        self.memory[address] = Memory(self.device, np.full(size, 0xFF, np.uint8))
         return 0, address
 
     def cudaFree(self, address: int) -> tuple[int]:

@@ -39,6 +39,7 @@ class ChainSide:
         first = self.records[0]
         self.config, self.plan, self.arithmetic, self.max_context = first.config, first.plan, self.opened.arithmetic, self.opened.max_context
         self.fingerprint = first.source.fingerprint
+        self.sealed = None if self.opened.runners[0].opener.cuts else f"{folder} has each rank as one plan, of which nothing can be given or read between tokens and logits"
         split = self.plan.tensor if first.quantization and first.quantization.depends_on_split else None
         self.identity = (self.fingerprint, first.precision, first.attention, calibration_of(first), split, self.arithmetic.endswith(FAST))
 

@@ -34,6 +34,8 @@ class Opener(Protocol):
     memory: Memory
     joins: bool
     """Whether the ranks of one process can run as one graph of ONNX Runtime."""
+    cuts: bool
+    """Whether a segment can be taken out of a rank's graph and run alone."""
 
     def open(self, seat: Seat) -> dict[str, Any]:
         """A session for each graph of a rank: ``run(values, states)`` gives results by name."""
@@ -41,6 +43,8 @@ class Opener(Protocol):
 
 class OrtOpener:
     """Sessions of ONNX Runtime, on a CPU or on CUDA."""
+
+    cuts = True
 
     def __init__(self, folder: Path, ranks: dict[int, EngineRank] | dict[int, GraphsRank]) -> None:
         device = device_of(getattr(ranks[min(ranks)], "options", {}))

@@ -20,7 +20,7 @@ class TensorRtOpener:
     :raises LoadError: there is no device, or ranks would meet inside their engines.
     """
 
-    joins = False
+    joins = cuts = False
 
     def __init__(self, folder: Path, ranks: dict[int, EngineRank]) -> None:
         first = ranks[min(ranks)]

@@ -18,13 +18,20 @@ PROMPTS = [PROMPT, PROMPT[:2], [7, 7, 7]]
 
 
 @pytest.fixture
-def plans(tensorrt, engines, tmp_path):
-    return tensorrt.build(engines("v3", 1).parent / "graphs", tmp_path / "plans")
+def pair(tensorrt, engines, tmp_path):
+    """The chain of TensorRT, and ONNX Runtime's."""
+    with load(tensorrt.build(engines("v3", 1).parent / "graphs", tmp_path / "plans")) as chain, load(engines("v3", 1)) as wanted:
+        yield chain, wanted
 
 
 @pytest.fixture
-def pair(plans, engines):
-    """The chain of TensorRT, and ONNX Runtime's."""
+def plans(stand_in, engines, tmp_path):
+    return stand_in.build(engines("v3", 1).parent / "graphs", tmp_path / "plans")
+
+
+@pytest.fixture
+def watched(plans, engines):
+    """As ``pair``, of the stand-in alone: what it was asked is known."""
     with load(plans) as chain, load(engines("v3", 1)) as wanted:
         yield chain, wanted
 
@@ -81,28 +88,28 @@ def test_ranks_have_the_devices_in_turn(stand_in, engines, tmp_path, devices: in
     del chain
 
 
-def test_rows_side_by_side_give_the_tokens_of_onnx_runtime(stand_in, pair) -> None:
-    chain, wanted = pair
+def test_rows_side_by_side_give_the_tokens_of_onnx_runtime(stand_in, watched) -> None:
+    chain, wanted = watched
     assert chain.generate(PROMPT, 12, ignore_eos=True) == wanted.generate(PROMPT, 12, ignore_eos=True)
     assert chain.generate_batch(PROMPTS, 12, ignore_eos=True) == wanted.generate_batch(PROMPTS, 12, ignore_eos=True)
 
 
-def test_requests_share_a_batch_of_rows(stand_in, pair) -> None:
-    chain, wanted = pair
+def test_requests_share_a_batch_of_rows(stand_in, watched) -> None:
+    chain, wanted = watched
     requests = [Request([5 + number, 9, 2], max_tokens=3 + number % 4, ignore_eos=True) for number in range(7)]
     found, expected = (sorted(one.generate_many(requests)) for one in (chain, wanted))
     assert [one.tokens for one in found] == [one.tokens for one in expected]
 
 
-def test_prompts_and_single_tokens_have_a_profile_each(stand_in, pair) -> None:
-    chain, _ = pair
+def test_prompts_and_single_tokens_have_a_profile_each(stand_in, watched) -> None:
+    chain, _ = watched
     chain.generate(PROMPT, 4, ignore_eos=True)
     (engine,) = stand_in.trt.engines
     assert [profile for profile, _ in engine.ran] == [0, 1, 1, 1]
 
 
-def test_a_cache_is_bound_where_it_is_as_input_and_as_output(stand_in, pair) -> None:
-    chain, _ = pair
+def test_a_cache_is_bound_where_it_is_as_input_and_as_output(stand_in, watched) -> None:
+    chain, _ = watched
     chain.generate(PROMPT, 4, ignore_eos=True)
     (engine,), states = stand_in.trt.engines, chain.kept.ranks[0]
     assert states
@@ -118,23 +125,23 @@ def test_a_caches_length_is_the_engines_so_that_it_is_used_again(pair) -> None:
     assert {buffer.shape()[1] for buffer in first.ranks[0].values()} == {96}
 
 
-def test_a_step_of_one_token_is_captured_once_it_has_run(stand_in, pair) -> None:
-    chain, wanted = pair
+def test_a_step_of_one_token_is_captured_once_it_has_run(stand_in, watched) -> None:
+    chain, wanted = watched
     assert chain.generate(PROMPT, 8, ignore_eos=True) == wanted.generate(PROMPT, 8, ignore_eos=True)
     assert stand_in.cuda.launches == 6
     assert chain.generate(PROMPT[:3], 8, ignore_eos=True) == wanted.generate(PROMPT[:3], 8, ignore_eos=True)
     assert stand_in.cuda.launches == 13, "the same cache and shape: replayed from the first token on"
 
 
-def test_what_cannot_be_captured_runs_kernel_by_kernel(stand_in, pair) -> None:
+def test_what_cannot_be_captured_runs_kernel_by_kernel(stand_in, watched) -> None:
     stand_in.cuda.captures = False
-    chain, wanted = pair
+    chain, wanted = watched
     assert chain.generate(PROMPT, 8, ignore_eos=True) == wanted.generate(PROMPT, 8, ignore_eos=True)
     assert stand_in.cuda.launches == 0
 
 
-def test_buffers_of_many_shapes_are_not_kept_for_ever(stand_in, pair) -> None:
-    chain, wanted = pair
+def test_buffers_of_many_shapes_are_not_kept_for_ever(stand_in, watched) -> None:
+    chain, wanted = watched
     for length in range(1, 12):
         np.testing.assert_allclose(chain.logits(range(2, 2 + length)), wanted.logits(range(2, 2 + length)), **stand_in.tolerance)
     assert len(chain.runners[0].sessions["rank"].steps) <= 8
