@@ -73,7 +73,7 @@ engines: $(if $(SCHEME),calibration,graphs) ## Export MODEL, quantise it, build 
 	set -e; for backend in $(BACKENDS); do $(MAKE) --no-print-directory engine BACKEND=$$backend; done
 	$(BIN)/moetrt run $(ENGINES)/ort --prompt "$(PROMPT)" --max-tokens 48
 
-compare: engines ## Engines against transformers, with a page of what was seen; against TensorRT's plans without running them
+compare: engines ## Engines against transformers, with a page of what was seen; against TensorRT's plans, run where a GPU is, else without running them
 	$(BIN)/moetrt compare $(MODEL) $(ENGINES)/ort --prompts $(HELDOUT) --report $(OUT)/report.html
 	@if [ -d $(ENGINES)/tensorrt-rtx ]; then $(BIN)/moetrt compare $(ENGINES)/ort $(ENGINES)/tensorrt-rtx --build-only; fi
 	@echo "Running TensorRT's engines: skipped, it needs a CUDA device; Python has no session for them, C++ has (docs/cpp.md)."

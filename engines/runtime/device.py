@@ -24,7 +24,7 @@ def cuda() -> ModuleType:
     try:
         return importlib.import_module(MODULE)
     except (ImportError, OSError) as cause:
-        raise LoadError(f"running TensorRT engines needs {EXTRA}, which cannot be imported: {cause}.", hint=f"pip install {EXTRA}, or 'moetrt[tensorrt]'.") from cause
+        raise LoadError(f"running TensorRT engines needs {EXTRA}, which cannot be imported: {cause}.", hint=f"pip install {EXTRA}") from cause
 
 
 def call(name: str, *arguments: Any) -> Any:

@@ -9,12 +9,15 @@ from exporter.errors import LoadError, UsageError
 from exporter.plan import manifest as records
 from exporter.plan.manifest import EngineRank, GraphsRank
 
+from ..backends import find_backend
 from ..backends.plugins import KINDS, OPS_LIBRARY, SHOWN, Kind, problem_of
 from .chain import Chain, RankRunner
-from .openers import GRAPHS, OPENERS, Seat
+from .openers import Opener, OrtOpener, Seat
 from .session import AS_WRITTEN, LIBRARY
 
 log = logging.getLogger(__name__)
+GRAPHS = "portable graphs"
+"""In the place of a backend's name."""
 
 def load(path: str | Path, verify: bool = False, threads: int | None = None, joined: bool = True, plugins: Path | None = None) -> Chain:
     """A chain of the engines in ``path``; or of portable graphs, which run as they are on stock ONNX Runtime.
@@ -30,10 +33,10 @@ def load(path: str | Path, verify: bool = False, threads: int | None = None, joi
     ranks = read_set(folder)
     for rank, record in ranks.items():
         records.check_files(folder / records.rank_folder(rank), record.files, verify)
-    backend = backend_of(ranks)
     cores = threads or os.cpu_count() or 1
+    backend = getattr(ranks[0], "backend", GRAPHS)
     library = _library(folder, ranks, KINDS.get(backend, OPS_LIBRARY), plugins)
-    opener = OPENERS[backend](folder, ranks)
+    opener = _opener(folder, ranks)
     runners = {rank: RankRunner(_seat(folder / records.rank_folder(rank), record, cores, library), opener) for rank, record in sorted(ranks.items())}
     first = ranks[0]
     chain = Chain(folder, ranks, runners, first.max_context if isinstance(first, EngineRank) else first.config.positions, joined)
@@ -51,13 +54,14 @@ def read_set(folder: Path) -> dict[int, EngineRank] | dict[int, GraphsRank]:
     return ranks
 
 
-def backend_of(ranks: dict[int, EngineRank] | dict[int, GraphsRank]) -> str:
-    """What runs a set: a key of ``OPENERS``."""
-    first = next(iter(ranks.values()))
-    name = first.backend if isinstance(first, EngineRank) else GRAPHS
-    if name not in OPENERS:
-        raise LoadError(f"there is no session for engines of the backend {name!r}.", hint=f"Known are {', '.join(OPENERS)}.")
-    return name
+def _opener(folder: Path, ranks: dict[int, EngineRank] | dict[int, GraphsRank]) -> Opener:
+    first = ranks[0]
+    if isinstance(first, GraphsRank):
+        return OrtOpener(folder, ranks)
+    try:
+        return find_backend(first.backend).open(folder, ranks)
+    except UsageError as cause:  # of a folder that is at fault, not of the command
+        raise LoadError(f"{folder} holds engines that cannot be run: {cause.message}", hint=cause.hint) from cause
 
 
 def _seat(folder: Path, record: EngineRank | GraphsRank, threads: int, library: dict[str, str]) -> Seat:

@@ -1,6 +1,5 @@
-"""Which sessions run a backend's engines: a table, and the sessions of ONNX Runtime."""
+"""What opens a backend's engines, and how ONNX Runtime's are opened."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,15 +55,3 @@ class OrtOpener:
             options = options | {"config": options.get("config", {}) | APART}
         opened = CapturingSession if captures(options) else partial(Session, hosted=frozenset(hosted(assembly)))
         return {name: opened(seat.folder / file, assembly.signatures[name], seat.threads, options) for name, file in assembly.graphs.items()}
-
-
-def _tensorrt(folder: Path, ranks: dict[int, EngineRank]) -> Opener:
-    from .tensorrt_opener import TensorRtOpener
-
-    return TensorRtOpener(folder, ranks)
-
-
-GRAPHS = "graphs"
-"""In the place of a backend: portable graphs."""
-OPENERS: dict[str, Callable[..., Opener]] = {GRAPHS: OrtOpener, "ort": OrtOpener, "ort-cuda": OrtOpener, "tensorrt": _tensorrt, "tensorrt-rtx": _tensorrt}
-"""Backend → how a set of its ranks is opened. :raises LoadError: they cannot run here."""

@@ -127,7 +127,7 @@ def test_an_empty_or_absent_folder_is_refused(tmp_path):
 def test_engines_of_a_backend_that_is_not_known_are_refused(copy):
     folder = copy("v3", 1)
     edit(folder / "rank-00/manifest.json", backend="openvino")
-    with pytest.raises(LoadError, match="no session for engines of the backend 'openvino'(.|\n)*ort-cuda, tensorrt"):
+    with pytest.raises(LoadError, match="there is no backend 'openvino'(.|\n)*ort-cuda, tensorrt"):
         load(folder)
 
 
