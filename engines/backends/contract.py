@@ -35,6 +35,8 @@ class RankBuild:
     """GPU generations to compile for, such as ``8.9``; the backend's default where none is given."""
     fast: bool = False
     """Whether kernels may be taken that round in their own way."""
+    segments: bool = False
+    """Whether a rank is to be cut in its segments."""
     plugins: Path | None = None
     """The library of our own kernels, where ops are to be those."""
     progress: Progress = field(default=silent, compare=False)
@@ -65,6 +67,8 @@ class Backend:
     open: "Callable[[Path, dict[int, EngineRank]], Opener]"
     """Of a folder and the records of its ranks: what opens its sessions. :raises LoadError: they cannot run here."""
     takes_compute_capabilities: bool = False
+    takes_segments: bool = False
+    """Whether it can be asked for a rank in segments, where it has whole ones."""
     with_plugins: Callable[[Capabilities], Capabilities] | None = None
     """What it can do with the library of our own kernels at hand; None where it takes none."""
     substitutes: bool = False

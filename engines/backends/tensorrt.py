@@ -124,8 +124,9 @@ def tools(backend: str) -> dict[str, str]:
 
 
 def build(backend: str, request: RankBuild) -> RankEngines:
-    """One engine per graph of the rank's whole assembly; beside it, what the parser took and what the compiler made of it."""
-    assembly, quantised = request.record.whole, request.record.quantization
+    """One engine for the whole rank, or one for each segment; beside it, what the parser took and what the compiler made of it."""
+    record, quantised = request.record, request.record.quantization
+    assembly = record.segments if request.segments else record.whole
     able = find_capabilities(backend)
     needed = record_of(request.plugins, PLUGIN_LIBRARY) if request.plugins else None
     if request.plugins:
@@ -145,7 +146,7 @@ def build(backend: str, request: RankBuild) -> RankEngines:
     options = {
         "profiles": chosen,
         "compute_capabilities": list(request.compute_capabilities) or "default",
-        "communicator": "one per pipeline stage" if request.record.plan.tensor > 1 else None,
+        "communicator": "one per pipeline stage" if record.plan.tensor > 1 and not request.segments else None,
         "plugins": needed,
         "experimental": EXPERIMENTAL if backend == RTX_CAPABILITIES.backend and quantised and quantised.rounds_activations else None,
     }
@@ -315,6 +316,7 @@ def _backend(capabilities: Capabilities) -> Backend:
         made,
         _open,
         takes_compute_capabilities=True,
+        takes_segments=True,
         with_plugins=with_plugins,
         derives=True,
         libraries=libraries,

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from engines import Request, load
+from engines.build import EngineRequest, build_engines
 from engines.runtime.generate import PREFILL
-from exporter.errors import LoadError, RunError
+from exporter.errors import LoadError, RunError, UsageError
 
 PROMPT = [5, 9, 2, 77, 31, 8]
 PROMPTS = [PROMPT, PROMPT[:2], [7, 7, 7]]
@@ -217,3 +218,33 @@ def test_a_plan_that_is_not_as_its_manifest_says_is_refused(stand_in, plans, cha
     path.write_text(json.dumps(record))
     with pytest.raises(LoadError, match=message):
         load(plans)
+
+
+@pytest.mark.parametrize(("tensor", "pipeline"), [(1, 1), (2, 1), (2, 2)])
+def test_ranks_in_segments_are_summed_between_their_plans(tensorrt, engines, tmp_path, tensor: int, pipeline: int) -> None:
+    built = tensorrt.build(engines("v3", tensor, pipeline).parent / "graphs", tmp_path / "plans", segments=True)
+    with load(built) as chain, load(engines("v3", tensor, pipeline)) as wanted:
+        np.testing.assert_allclose(chain.logits(PROMPT), wanted.logits(PROMPT), **tensorrt.tolerance)
+        assert len(chain.generate_batch(PROMPTS, 6, ignore_eos=True)) == 3
+
+
+def test_ranks_in_segments_give_the_tokens_of_onnx_runtime_on_two_devices(stand_in, engines, tmp_path) -> None:
+    stand_in.cuda.count = 2
+    built = stand_in.build(engines("v3", 2).parent / "graphs", tmp_path / "plans", segments=True)
+    with load(built) as chain, load(engines("v3", 2)) as wanted:
+        assert chain.generate_batch(PROMPTS, 12, ignore_eos=True) == wanted.generate_batch(PROMPTS, 12, ignore_eos=True)
+        assert {engine.device for engine in stand_in.trt.engines} == {0, 1}
+    del chain
+
+
+def test_a_whole_rank_and_one_in_segments_are_no_set(stand_in, engines, tmp_path) -> None:
+    graphs = engines("v3", 1, 2).parent / "graphs"
+    stand_in.build(graphs, tmp_path / "plans", rank=0)
+    with pytest.raises(LoadError, match="rank-01 is of another --segments than rank-00"):
+        stand_in.build(graphs, tmp_path / "plans", rank=1, segments=True)
+        load(tmp_path / "plans")
+
+
+def test_a_backend_that_cuts_as_it_must_has_no_use_for_segments(engines, tmp_path) -> None:
+    with pytest.raises(UsageError, match="ort has no use for --segments"):
+        build_engines(EngineRequest(engines("v3", 1).parent / "graphs", "ort", tmp_path / "plans", segments=True))
