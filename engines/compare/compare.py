@@ -227,7 +227,7 @@ FAULTS: dict[str, Callable[[Evidence], Divergence | None]] = {
 }
 """Mode → how its evidence is judged."""
 SAME_PLAN = "compare with graphs or engines of the same plan (moetrt export MODEL --tensor N) to be told the rank and what differs inside the segment"
-OUTSIDE = "Compare by --mode logits; hold the plan against its graphs by --build-only, and walk the graphs themselves, or engines of ort made of them."
+OUTSIDE = "Build it with --segments to walk it, or compare by --mode logits; --build-only holds the plan against its graphs."
 GROWS = "each segment alone is within its tolerance: the difference grows along the chain (--mode drift), or lies in how the graph is run as a whole"
 
 

@@ -1,6 +1,7 @@
 """Engines of TensorRT as a side of a comparison: end to end, and what cannot be seen of them is said."""
 
 import json
+import pickle
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_what_walks_segment_by_segment_is_refused_with_what_would_work(plans, en
     outcome = moetrt("compare", *(pair if left else reversed(pair)), "--prompts", prompts, "--mode", mode)
     assert outcome.code == 1
     assert f"--mode {mode} walks segment by segment; {plans} has each rank as one plan" in outcome.err.replace("\n", " ")
-    assert "--mode logits" in outcome.err
+    assert "--segments" in outcome.err
 
 
 def test_a_report_draws_the_logits_alone(plans, engines, prompts, tmp_path, moetrt) -> None:
@@ -51,3 +52,43 @@ def test_a_report_draws_the_logits_alone(plans, engines, prompts, tmp_path, moet
 def test_long_contexts_are_compared(plans, engines, moetrt) -> None:
     outcome = moetrt("compare", engines("v3", 1), plans, "--lengths", "32,64", "--json")
     assert (outcome.code, json.loads(outcome.out)["verdict"]) == (0, "same"), outcome.err
+
+
+@pytest.mark.parametrize("mode", ["segments", "drift"])
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_plans_of_segments_are_walked(tensorrt, engines, prompts, tmp_path, moetrt, tensor: int, mode: str) -> None:
+    plans = tensorrt.build(engines("v3", tensor).parent / "graphs", tmp_path / "plans", segments=True)
+    outcome = moetrt("compare", engines("v3", tensor), plans, "--prompts", prompts, "--mode", mode, *([] if tensorrt.cuda else ["--tolerance-file", loose(tmp_path)]), "--json")
+    told = json.loads(outcome.out)
+    assert (outcome.code, told["verdict"]) == (0, "same"), told["first_divergent"]
+    assert {"embed", "layers.1.attention", "layers.1.moe_ffn", "head"} <= {one["segment"] for one in told["segments"]}
+
+
+def loose(folder) -> object:
+    """Limits for products of TF32."""
+    path = folder / "limits.json"
+    path.write_text(json.dumps({"relative_l2": 0.02, "kl": 0.01, "segment": 0.02, "token": 0.1, "experts": 0.1, "top1_flips": 0.2}))
+    return path
+
+
+def test_the_plan_that_is_apart_is_named(stand_in, engines, prompts, tmp_path, moetrt) -> None:
+    plans = stand_in.build(engines("v3", 2).parent / "graphs", tmp_path / "plans", segments=True)
+    spoil(plans / "rank-01/layers.1.moe_ffn.engine")
+    outcome = moetrt("compare", engines("v3", 2), plans, "--prompts", prompts, "--replay", tmp_path / "replay", "--json")
+    told = json.loads(outcome.out)["first_divergent"]
+    assert (outcome.code, told["segment"], told["rank"]) == (3, "layers.1.moe_ffn", 1)
+    assert "nobody sees into a plan" in told["inside"][0]
+    assert (tmp_path / "replay/left.onnx").is_file()
+    assert not (tmp_path / "replay/right.onnx").exists()
+
+
+def spoil(path) -> None:
+    """Another weight in a stand-in's plan, which keeps its size."""
+    import onnx
+
+    plan = pickle.loads(path.read_bytes())
+    model = onnx.load_from_string(plan.model)
+    weight = max((tensor for tensor in model.graph.initializer if len(tensor.dims) == 3), key=lambda tensor: len(tensor.raw_data))
+    weight.raw_data = weight.raw_data[: len(weight.raw_data) // 2] * 2
+    plan.model = model.SerializeToString()
+    path.write_bytes(pickle.dumps(plan))
