@@ -40,6 +40,10 @@ class ProfilingVerbosity(Enum):
     DETAILED = 2
 
 
+class BuilderFlag(Enum):
+    TF32 = 0
+
+
 class LayerType(Enum):
     CONSTANT, MATRIX_MULTIPLY, QUANTIZE, DEQUANTIZE, SHUFFLE, CAST, IDENTITY, UNSQUEEZE, SQUEEZE = range(9)
 
@@ -123,6 +127,9 @@ class Config:
     def __init__(self) -> None:
         self.profiles: list[Profile] = []
 
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        """It computes in float32 as it is."""
+
     def add_optimization_profile(self, profile: Profile) -> None:
         self.profiles.append(profile)
 
@@ -161,7 +168,7 @@ class TensorRt:
     DataType, TensorIOMode, TensorLocation, LayerType = DataType, TensorIOMode, TensorLocation, LayerType
     ExecutionContextAllocationStrategy, ProfilingVerbosity = ExecutionContextAllocationStrategy, ProfilingVerbosity
     NetworkDefinitionCreationFlag, ILogger, IProgressMonitor = NetworkDefinitionCreationFlag, ILogger, IProgressMonitor
-    Builder, OnnxParser = Builder, Parser
+    Builder, OnnxParser, BuilderFlag = Builder, Parser, BuilderFlag
 
     def __init__(self, cuda: Cuda, refuses: str | None = None) -> None:
         self.cuda, self.refuses = cuda, refuses

@@ -217,6 +217,7 @@ def _parse(parser: Any, model: "onnx.ModelProto", source: Path, backend: str) ->
 def _config(trt: ModuleType, builder: Any, request: RankBuild) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32: the library's default rounds factors to 10 bits
     wanted = request.compute_capabilities
     if wanted:
         config.num_compute_capabilities = len(wanted)

@@ -47,5 +47,5 @@ def _require_apart(folder: Path, record: EngineRank) -> None:
         return
     raise LoadError(
         f"{folder} holds engines of {record.plan.tensor} tensor ranks, which meet inside {record.backend}; Python cannot run them: giving a rank its NCCL communicator blocks the whole process until all ranks have theirs.",
-        hint="Run them by moetrt-run (docs/cpp.md), or export with --tensor 1.",
+        hint="Run them by moetrt-run (docs/cpp.md), or build with --segments, or export with --tensor 1.",
     )
