@@ -171,7 +171,7 @@ class TensorRt:
     Builder, OnnxParser, BuilderFlag = Builder, Parser, BuilderFlag
 
     def __init__(self, cuda: Cuda, refuses: str | None = None) -> None:
-        self.cuda, self.refuses = cuda, refuses
+        self.cuda, self.refuses, self.takes_plugins = cuda, refuses, True
         self.engines: list[Engine] = []
         self.libraries: list[str] = []
 
@@ -185,7 +185,14 @@ class Runtime:
     log: Any
 
     def get_plugin_registry(self) -> Any:
-        return SimpleNamespace(load_library=lambda path: self.trt.libraries.append(path) or object())
+        return SimpleNamespace(load_library=self.load_library)
+
+    def load_library(self, path: str) -> object | None:
+        if not self.trt.takes_plugins:
+            self.log.log(ILogger.ERROR, "it was built for another version")
+            return None
+        self.trt.libraries.append(path)
+        return object()
 
     def deserialize_cuda_engine(self, plan: Any) -> "Engine | None":
         if self.trt.refuses:

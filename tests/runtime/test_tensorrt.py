@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 
 from engines import Request, load
+from engines.backends import plugins
 from engines.build import EngineRequest, build_engines
 from engines.runtime.generate import PREFILL
+from engines.runtime.tensorrt_opener import TensorRtOpener
 from exporter.errors import LoadError, RunError, UsageError
+from exporter.plan import files
+from exporter.plan.manifest import EngineRank
 
 PROMPT = [5, 9, 2, 77, 31, 8]
 PROMPTS = [PROMPT, PROMPT[:2], [7, 7, 7]]
@@ -196,12 +200,9 @@ def test_memory_that_is_too_small_is_told(stand_in, plans) -> None:
 def test_tensor_ranks_that_meet_inside_their_engines_are_refused(stand_in, engines, tmp_path) -> None:
     built = stand_in.build(engines("v3", 1).parent / "graphs", tmp_path / "plans")
     manifest = json.loads((built / "rank-00/manifest.json").read_text())
+    record = files.from_json(EngineRank, manifest | {"plan": {"tensor": 2, "pipeline": 1}}, "the manifest")
     with pytest.raises(LoadError, match="2 tensor ranks, which meet inside tensorrt; Python cannot run them") as error:
-        from engines.runtime.tensorrt_opener import TensorRtOpener
-        from exporter.plan import files
-        from exporter.plan.manifest import EngineRank
-
-        TensorRtOpener(built, {0: files.from_json(EngineRank, manifest | {"plan": {"tensor": 2, "pipeline": 1}}, "the manifest")})
+        TensorRtOpener(built, {0: record})
     assert "moetrt-run" in error.value.hint
 
 
@@ -248,3 +249,38 @@ def test_a_whole_rank_and_one_in_segments_are_no_set(stand_in, engines, tmp_path
 def test_a_backend_that_cuts_as_it_must_has_no_use_for_segments(engines, tmp_path) -> None:
     with pytest.raises(UsageError, match="ort has no use for --segments"):
         build_engines(EngineRequest(engines("v3", 1).parent / "graphs", "ort", tmp_path / "plans", segments=True))
+
+
+@pytest.fixture
+def library(plans, monkeypatch: pytest.MonkeyPatch):
+    """A file that the plans say they were built with, which tells the version that is recorded."""
+    made = plans / "libmoetrt-plugins.so"
+    made.write_bytes(b"plugins")
+    path = plans / "rank-00/manifest.json"
+    options = json.loads(path.read_text())["options"]
+    edit(path, options=options | {"plugins": {"library": made.name, "version": "1", "sha256": files.sha256_file(made)}})
+    monkeypatch.setattr(plugins, "_version", lambda library, kind: "1" if kind is plugins.PLUGIN_LIBRARY else "of another kind")
+    return made
+
+
+def test_the_plugins_that_plans_were_built_with_are_given_to_their_runtime(stand_in, library) -> None:
+    with load(library.parent) as chain:
+        assert stand_in.trt.libraries == [str(library)]
+        assert chain.logits(PROMPT).shape == (6, 128)
+    del chain
+
+
+def test_other_plugins_than_the_plans_were_built_with_are_refused_before_they_are_loaded(stand_in, library) -> None:
+    library.write_bytes(b"others!")
+    with pytest.raises(LoadError, match="has the sha256"):
+        load(library.parent)
+    library.unlink()
+    with pytest.raises(LoadError, match=r"libmoetrt-plugins.so is missing"):
+        load(library.parent)
+    assert not stand_in.trt.libraries
+
+
+def test_plugins_that_the_library_does_not_take_are_told(stand_in, library) -> None:
+    stand_in.trt.takes_plugins = False
+    with pytest.raises(LoadError, match=r"tensorrt does not take the plugins of \S+: it was built for another version"):
+        load(library.parent)
