@@ -251,6 +251,12 @@ def test_a_backend_that_cuts_as_it_must_has_no_use_for_segments(engines, tmp_pat
         build_engines(EngineRequest(engines("v3", 1).parent / "graphs", "ort", tmp_path / "plans", segments=True))
 
 
+def test_bench_refuses_plans_and_says_what_tells_their_speed(plans, moetrt) -> None:
+    outcome = moetrt("bench", plans)
+    assert outcome.code == 1
+    assert "moetrt run ENGINES --json" in outcome.err
+
+
 @pytest.fixture
 def library(plans, monkeypatch: pytest.MonkeyPatch):
     """A file that the plans say they were built with, which tells the version that is recorded."""
