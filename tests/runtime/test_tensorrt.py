@@ -11,10 +11,11 @@ import pytest
 
 from engines import Request, load
 from engines.backends import plugins
+from engines.backends import tensorrt as tensorrt_backend
 from engines.build import EngineRequest, build_engines
 from engines.runtime.generate import PREFILL
 from engines.runtime.tensorrt_opener import TensorRtOpener
-from exporter.errors import LoadError, RunError, UsageError
+from exporter.errors import BuildError, LoadError, RunError, UsageError
 from exporter.plan import files
 from exporter.plan.manifest import EngineRank
 
@@ -290,3 +291,32 @@ def test_plugins_that_the_library_does_not_take_are_told(stand_in, library) -> N
     stand_in.trt.takes_plugins = False
     with pytest.raises(LoadError, match=r"tensorrt does not take the plugins of \S+: it was built for another version"):
         load(library.parent)
+
+
+def public(kind: type) -> set[str]:
+    return {name for name in vars(kind) if not name.startswith("_")}
+
+
+def test_what_the_stand_in_for_tensorrt_has_the_library_has() -> None:
+    import stand_in_tensorrt as ours
+
+    try:
+        real = tensorrt_backend.library("tensorrt-rtx")
+    except BuildError as error:
+        pytest.skip(str(error))
+    own = {"compute", "refuse", "load_library", "trt", "log"}
+    pairs = ((ours.Engine, real.ICudaEngine), (ours.Context, real.IExecutionContext), (ours.Runtime, real.Runtime), (ours.Builder, real.Builder), (ours.Config, real.IBuilderConfig), (ours.Parser, real.OnnxParser))
+    for stand_in, library in pairs:
+        assert not {name for name in public(stand_in) - own if not hasattr(library, name)}, stand_in
+    for kind in ("DataType", "TensorIOMode", "TensorLocation", "ExecutionContextAllocationStrategy", "LayerType", "BuilderFlag", "ProfilingVerbosity"):
+        assert set(getattr(ours, kind).__members__) <= set(getattr(real, kind).__members__), kind
+
+
+def test_what_the_stand_in_for_cuda_has_the_bindings_have() -> None:
+    from stand_in_cuda import Cuda
+
+    real = pytest.importorskip("cuda.bindings.runtime", reason="cuda-bindings is not installed")
+    assert not {name for name in public(Cuda) if name.startswith("cuda") and not hasattr(real, name)}
+    assert real.cudaStreamNonBlocking == Cuda.cudaStreamNonBlocking
+    for kind in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
+        assert all(int(getattr(getattr(real, kind), name)) == member for name, member in getattr(Cuda, kind).__members__.items())
