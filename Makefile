@@ -35,11 +35,13 @@ BIN      := .venv/bin
 # TensorRT-RTX asks for this name once it meets a plugin; its wheel lacks it (docs/kernels.md).
 RTX_NAME  = ln -sf libtensorrt_rtx.so.1 $$($(BIN)/python -c 'import tensorrt_rtx_libs; print(tensorrt_rtx_libs.__path__[0])')/libtensorrt_rtx.so
 HEADERS   = -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include -DTENSORRT_ROOT=$(or $(abspath $(TENSORRT_ROOT)),$$([ -f build/tensorrt-headers/.ready ] && echo $(CURDIR)/build/tensorrt-headers))
+# Of TensorRT's backends those that run here.
+RUNNING   = $(BIN)/python -c 'from engines.doctor import diagnose; print(*(name for name, able in diagnose().backends.items() if able.runs and name.startswith("tensorrt")))'
 READY    := .venv/.ready
 # Every backend that installs here; asked only when a recipe needs it.
 BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx)
 
-.PHONY: setup ops graphs calibration quantized engine engines compare cpp cpp-sanitized cpp-lint cpp-fuzz cpp-tensorrt test bench lint help
+.PHONY: setup ops graphs calibration quantized engine engines compare compare-run cpp cpp-sanitized cpp-lint cpp-fuzz cpp-tensorrt test bench lint help
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -73,10 +75,15 @@ engines: $(if $(SCHEME),calibration,graphs) ## Export MODEL, quantise it, build 
 	set -e; for backend in $(BACKENDS); do $(MAKE) --no-print-directory engine BACKEND=$$backend; done
 	$(BIN)/moetrt run $(ENGINES)/ort --prompt "$(PROMPT)" --max-tokens 48
 
-compare: engines ## Engines against transformers, with a page of what was seen; against TensorRT's plans without running them
+compare: engines ## Engines against transformers, with a page of what was seen; against TensorRT's plans, run where a GPU is, else without running them
 	$(BIN)/moetrt compare $(MODEL) $(ENGINES)/ort --prompts $(HELDOUT) --report $(OUT)/report.html
 	@if [ -d $(ENGINES)/tensorrt-rtx ]; then $(BIN)/moetrt compare $(ENGINES)/ort $(ENGINES)/tensorrt-rtx --build-only; fi
-	@echo "Running TensorRT's engines: skipped, it needs a CUDA device; Python has no session for them, C++ has (docs/cpp.md)."
+	@for backend in $$($(RUNNING)); do if [ -f $(ENGINES)/$$backend/manifest.json ]; then $(MAKE) --no-print-directory compare-run BACKEND=$$backend || exit; ran=1; fi; done; \
+	[ "$$ran" ] || echo "Running TensorRT's engines: skipped, it needs a CUDA device that they run on (moetrt doctor)."
+
+compare-run: # of one TensorRT, in segments where there are several tensor ranks, which Python cannot run whole (docs/decisions/0010)
+	$(if $(filter 1,$(TENSOR)),,$(BIN)/moetrt build $(GRAPHS) --backend $(BACKEND) --segments --output $(ENGINES)/$(BACKEND)-segments)
+	$(BIN)/moetrt compare $(ENGINES)/ort $(ENGINES)/$(BACKEND)$(if $(filter 1,$(TENSOR)),,-segments) --prompts $(HELDOUT)
 
 ops: ## Build our kernels for CPUs alone: build/ops/libmoetrt-ops.so, for `moetrt build --plugins`
 	engines/cpp/dependencies.sh build/cpp-headers

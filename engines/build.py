@@ -40,6 +40,8 @@ class EngineRequest:
     """Take kernels that round activations in their own way, where the backend has them."""
     plugins: Path | None = None
     """A library of our own kernels: TensorRT's plugins, or ONNX Runtime's ops; it is put beside the engines."""
+    segments: bool = False
+    """A plan for each segment, not for each rank, where the backend can have whole ranks."""
     jobs: int = 1
     """Ranks at a time, each in a process of its own; 1 builds in this process. The engines are the same."""
     dry_run: bool = False
@@ -86,6 +88,8 @@ def build_engines(request: EngineRequest, progress: RankProgress = silent) -> En
         raise UsageError(f"the backend {request.backend} has no use for --compute-capability.", hint="It is for tensorrt and tensorrt-rtx.")
     if request.fast and not backend.substitutes:
         raise UsageError(f"the backend {request.backend} has no kernels that --fast would take.", hint="It is for ort.")
+    if request.segments and not backend.takes_segments:
+        raise UsageError(f"the backend {request.backend} has no use for --segments.", hint="It is for tensorrt and tensorrt-rtx; ort's engines are cut wherever it takes that.")
     if request.plugins and not backend.with_plugins:
         raise UsageError(f"the backend {request.backend} has no use for --plugins.", hint="They are for ort, tensorrt and tensorrt-rtx.")
     ranks = records.read_wanted(GraphsRank, request.graphs, request.rank)
@@ -154,7 +158,7 @@ def _manifest_digest(request: EngineRequest, backend: Backend, record: GraphsRan
         "max_batch": request.max_batch,
         "compute_capabilities": request.compute_capabilities,
         "fast": request.fast,
-    } | ({"plugins": files.sha256_file(request.plugins)} if request.plugins else {})
+    } | ({"plugins": files.sha256_file(request.plugins)} if request.plugins else {}) | ({"segments": True} if request.segments else {})
     return files.digest({"moetrt": __version__, "tools": backend.tools()} | asked)
 
 
@@ -187,6 +191,7 @@ def build_rank(request: EngineRequest, record: GraphsRank, digest: str, progress
             max_batch=request.max_batch,
             compute_capabilities=request.compute_capabilities,
             fast=request.fast,
+            segments=request.segments,
             plugins=request.plugins,
             progress=lambda what, part: progress(record.rank, what, part),
         )

@@ -23,6 +23,7 @@ from .runtime.loading import load
 @click.option("--max-batch", type=click.IntRange(1), default=4, show_default=True, metavar="ROWS", help="Rows at a time.")
 @click.option("--compute-capability", "compute_capabilities", multiple=True, metavar="X.Y", help="GPU generation to compile for, such as 8.9; may be repeated.  [default: the library's]")
 @click.option("--fast", is_flag=True, help="Take kernels that round activations in their own way; the manifest says so.")
+@click.option("--segments", is_flag=True, help="Build a TensorRT plan for each segment: slower, for compare, and for several tensor ranks in Python.")
 @click.option("--plugins", type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path), metavar="FILE", help="Library of moetrt's own kernels: libmoetrt-ops.so for ort, libmoetrt-plugins.so for TensorRT.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="RANKS", help="Ranks to build at a time, a process each; memory is needed for as many.")
 @options.rank

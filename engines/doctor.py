@@ -15,9 +15,8 @@ from .backends import BACKENDS
 from .backends.contract import Backend
 from .bench.machine import cpu
 from .probe import Gpu, Library, Nvidia
-from .runtime.loading import RUNNABLE
 
-NEEDED = [names for backend in BACKENDS.values() for names in backend.libraries]
+NEEDED = [names for backend in BACKENDS.values() for names in (*backend.libraries, *backend.runs_with)]
 LIBRARIES = tuple(dict.fromkeys([*(name for names in NEEDED for name in names), "torch", "onnxscript", "transformers", "tokenizers", "polygraphy"]))
 """What is looked for, by its name as a module: libraries of backends, export, ``compare`` and text."""
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -128,24 +127,32 @@ def _ability(backend: Backend, nvidia: Nvidia, libraries: Mapping[str, Library],
 def _obstacles(backend: Backend, nvidia: Nvidia, libraries: Mapping[str, Library], opens: Callable[[str], str | None]) -> Iterator[Obstacle]:
     able = backend.capabilities
     missing = [names for names in backend.libraries if not any(libraries[name].works for name in names)]
-    yield from _missing(f"pip install 'moetrt[{able.extra}]'", missing, libraries)
+    install = f"pip install 'moetrt[{able.extra}]'"
+    yield from _missing(install, missing, libraries, ("build", "run"))
+    yield from _missing(install, [names for names in backend.runs_with if not any(libraries[name].works for name in names)], libraries, ("run",))
     gpu = tuple(stage for stage, needs in (("build", backend.needs_gpu_to_build), ("run", able.needs_gpu_to_run)) if needs)
-    if able.backend not in RUNNABLE:
-        yield Obstacle(("run",), "no session for its engines yet", f"use {' or '.join(RUNNABLE)}")
-        gpu = tuple(stage for stage in gpu if stage != "run")
     if gpu and not nvidia.gpus:
         yield Obstacle(gpu, (nvidia.problem or "no GPU").partition(" (")[0], "an NVIDIA GPU is needed")
+    elif backend.generations and not any(_is_of(backend.generations, gpu.compute_capability) for gpu in nvidia.gpus):
+        here = ", ".join(sorted({gpu.compute_capability for gpu in nvidia.gpus}))
+        yield Obstacle(("run",), f"no GPU here is of generation {', '.join(backend.generations)} or later, but {here}", "choose another backend")
     if backend.provider and ("onnxruntime",) not in missing:
         yield from _provider(backend, nvidia, libraries["onnxruntime"], opens)
 
 
-def _missing(install: str, missing: list[tuple[str, ...]], libraries: Mapping[str, Library]) -> Iterator[Obstacle]:
+def _is_of(generations: tuple[str, ...], capability: str) -> bool:
+    major, minor = map(int, capability.split("."))
+    last = tuple(map(int, generations[-1].split(".")))
+    return capability in generations or (major, minor) > last
+
+
+def _missing(install: str, missing: list[tuple[str, ...]], libraries: Mapping[str, Library], stops: tuple[str, ...]) -> Iterator[Obstacle]:
     broken = [name for names in missing for name in names if libraries[name].problem != probe.ABSENT]
     for name in broken:
-        yield Obstacle(("build", "run"), f"{name} cannot be imported: {libraries[name].problem}".rstrip("."), "reinstall it")
+        yield Obstacle(stops, f"{name} cannot be imported: {libraries[name].problem}".rstrip("."), "reinstall it")
     absent = [" or ".join(names) for names in missing if not set(names) & set(broken)]
     if absent:
-        yield Obstacle(("build", "run"), f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed", install)
+        yield Obstacle(stops, f"{' and '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed", install)
 
 
 def _provider(backend: Backend, nvidia: Nvidia, library: Library, opens: Callable[[str], str | None]) -> Iterator[Obstacle]:

@@ -30,7 +30,7 @@ try:
     if sys.argv[1] == "onnxruntime":
         found["providers"] = module.get_available_providers()
 except ModuleNotFoundError as error:
-    found = {"problem": "not installed" if error.name == sys.argv[1] else f"needs {error.name}, which is not installed"}
+    found = {"problem": "not installed" if (sys.argv[1] + ".").startswith(f"{error.name}.") else f"needs {error.name}, which is not installed"}
 except BaseException as error:
     found = {"problem": f"{type(error).__name__}: {error}"}
 print("\\n" + json.dumps(found))

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: tiny checkpoints, written once a session and never changed (copy one to spoil it)."""
 
+import gc
 import hashlib
 import os
 import shutil
@@ -8,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -97,6 +98,84 @@ def engines(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
         return made[key]
 
     return make
+
+
+@dataclass(frozen=True)
+class TensorRtHere:
+    """A TensorRT that builds and runs."""
+
+    backend: str
+    cuda: Any = None
+    """What stands for CUDA; None where it is CUDA."""
+    trt: Any = None
+    """What stands for TensorRT."""
+
+    tolerance: ClassVar = {"rtol": 1e-4, "atol": 1e-4}
+    """Of logits in float32 against ONNX Runtime's: sums in another order."""
+
+    def build(self, graphs: Path, output: Path, **options: object) -> Path:
+        from engines.build import EngineRequest, build_engines
+
+        build_engines(EngineRequest(graphs, self.backend, output, **{"max_context": 96, "max_batch": 3, **options}))
+        return output
+
+
+def stand_in_for_tensorrt(patch: pytest.MonkeyPatch, cuda: Any) -> Any:
+    """Put it where the library and CUDA's bindings would be imported from, for as long as the patch lasts."""
+    from stand_in_tensorrt import TensorRt
+
+    from engines.backends import tensorrt
+    from engines.runtime import device
+
+    # Under names of their own: torch looks for whatever is called tensorrt.
+    trt, names = TensorRt(cuda), ("stand_in_for_tensorrt", "stand_in_for_cuda")
+    for name, module in zip(names, (trt, cuda), strict=True):
+        patch.setitem(sys.modules, name, module)
+    patch.setitem(tensorrt.MODULES, "tensorrt", names[:1])
+    patch.setattr(device, "MODULE", names[1])
+    clear_tensorrt_doors()
+    return trt
+
+
+def clear_tensorrt_doors() -> None:
+    from engines.backends import tensorrt
+    from engines.runtime import device
+
+    for door in (tensorrt.library, tensorrt.log_of, device.cuda):
+        door.cache_clear()
+
+
+@pytest.fixture
+def stand_in() -> Iterator[TensorRtHere]:
+    """What stands for TensorRT, in the place of whatever is installed; at the end nothing of its devices is held, and nothing was done that they forbid."""
+    from stand_in_cuda import Cuda, no_faults
+
+    with pytest.MonkeyPatch.context() as patch, no_faults(Cuda()) as cuda:
+        yield TensorRtHere("tensorrt", cuda, stand_in_for_tensorrt(patch, cuda))
+        gc.collect()
+        cuda.settle()
+        assert not cuda.held_bytes, "memory of the device is still held"
+    clear_tensorrt_doors()
+
+
+@pytest.fixture(params=["stand-in", pytest.param("tensorrt", marks=pytest.mark.gpu), pytest.param("tensorrt-rtx", marks=pytest.mark.gpu)])
+def tensorrt(request: pytest.FixtureRequest) -> TensorRtHere:
+    """A TensorRT: a stand-in everywhere, the libraries themselves where there is a GPU."""
+    if request.param == "stand-in":
+        return request.getfixturevalue("stand_in")
+    from engines.backends import load_backend
+    from engines.probe import find_nvidia
+    from engines.runtime.device import cuda
+    from exporter.errors import MoetrtError
+
+    if not find_nvidia().gpus:
+        pytest.skip("no CUDA device")
+    try:
+        cuda()
+        load_backend(request.param)
+    except MoetrtError as error:
+        pytest.skip(str(error))
+    return TensorRtHere(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
 from exporter.plan.manifest import Assembly, GraphsRank
 
+from ..runtime.openers import OrtOpener
 from ..runtime.session import AS_WRITTEN, providers_of
 from ..runtime.session import CUDA as CUDA_PROVIDER
 from .contract import Backend, RankBuild, RankEngines
@@ -161,7 +162,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _backend(able: Capabilities, provider: str) -> Backend:
     name, libraries = able.backend, tuple((library,) for library in LIBRARIES)
-    return Backend(able, partial(tools, name), partial(build, able), substitutes=True, derives=True, with_plugins=with_ops if able is CPU else None, libraries=libraries, provider=provider)
+    return Backend(able, partial(tools, name), partial(build, able), OrtOpener, substitutes=True, derives=True, with_plugins=with_ops if able is CPU else None, libraries=libraries, provider=provider)
 
 
 ORT = _backend(CPU, "CPUExecutionProvider")

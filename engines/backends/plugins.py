@@ -38,6 +38,10 @@ class Kind:
 
 PLUGIN_LIBRARY = Kind("TensorRT plugins", "moetrt_plugins_version", VERSION, "Build it with `make cpp TENSORRT_ROOT=…` (docs/kernels.md).")
 OPS_LIBRARY = Kind("ops for ONNX Runtime", "moetrt_ops_version", OPS_VERSION, "Build it with `make ops`: build/ops/libmoetrt-ops.so (docs/kernels.md).")
+KINDS = {"ort": OPS_LIBRARY, "tensorrt": PLUGIN_LIBRARY, "tensorrt-rtx": PLUGIN_LIBRARY}
+"""Backend → what its library of kernels is."""
+SHOWN = 12
+"""Digits of a hash that are shown."""
 
 
 def with_plugins(able: Capabilities) -> Capabilities:
@@ -61,6 +65,19 @@ def record_of(library: Path, kind: Kind) -> dict[str, str]:
     return {"library": library.name, "version": version, "sha256": files.sha256_file(library)}
 
 
+def problem_of(library: Path, kind: Kind, version: str, sha256: str) -> str | None:
+    """What of a library is not as recorded. Nothing of a file is run before its hash is the recorded one."""
+    if not library.is_file():
+        return "is missing"
+    if (found := files.sha256_file(library)) != sha256:
+        return f"has the sha256 {found[:SHOWN]}"
+    try:
+        told = _version(library.resolve(), kind)
+    except BuildError as cause:
+        return f"is no library of moetrt's plugins that can be loaded here: {cause.__cause__}"
+    return None if told == version else f"has plugins of version {told}"
+
+
 def _version(library: Path, kind: Kind) -> str:
     try:
         told = getattr(ctypes.CDLL(str(library)), kind.symbol)
@@ -68,6 +85,16 @@ def _version(library: Path, kind: Kind) -> str:
         raise BuildError(f"{library} is no library of moetrt's {kind.what} that can be loaded here: {cause}.", hint=kind.hint) from cause
     told.restype = ctypes.c_char_p
     return told().decode()
+
+
+def give(trt: Any, runtime: Any, library: Path) -> str | None:
+    """Let a runtime find the ops of the plans that it deserialises: its registry is its own. :returns: why it does not take the library."""
+    _require_unversioned(trt)
+    try:
+        taken = runtime.get_plugin_registry().load_library(str(library))
+    except Exception as cause:  # the binding's exceptions share no base of their own
+        return str(cause)
+    return "it gives no reason" if taken is None else None
 
 
 @cache

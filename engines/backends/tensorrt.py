@@ -18,7 +18,7 @@ from exporter.errors import BuildError, UsageError
 from exporter.lowering import Derived, lower
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
-from exporter.plan.manifest import Assembly, Lowering
+from exporter.plan.manifest import Assembly, EngineRank, Lowering
 from exporter.plan.signature import BATCH, CONTEXT, SELECTED, TOKENS, Signature, Tensor
 
 from .contract import Backend, Progress, RankBuild, RankEngines
@@ -40,11 +40,13 @@ TENSORRT_CAPABILITIES = Capabilities(
     extra="tensorrt",
     notes=("Engines run on the GPU generation that they were built on.",),
 )
+GENERATIONS = ("8.0", "8.6", "8.9", "12.0", "12.1")
+"""Of GPUs, that TensorRT-RTX runs on, by its own words when it refuses another."""
 RTX_CAPABILITIES = replace(
     TENSORRT_CAPABILITIES,
     backend="tensorrt-rtx",
     extra="tensorrt-rtx",
-    notes=("Plans are compiled for the GPU when they are first loaded; the generations are 8.0, 8.6, 8.9, 12.0 and 12.1.",),
+    notes=(f"Plans are compiled for the GPU when they are loaded; the generations are {', '.join(GENERATIONS)} and later.",),
 )
 MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
 """Backend → import names, the first that works."""
@@ -122,8 +124,9 @@ def tools(backend: str) -> dict[str, str]:
 
 
 def build(backend: str, request: RankBuild) -> RankEngines:
-    """One engine per graph of the rank's whole assembly; beside it, what the parser took and what the compiler made of it."""
-    assembly, quantised = request.record.whole, request.record.quantization
+    """One engine for the whole rank, or one for each segment; beside it, what the parser took and what the compiler made of it."""
+    record, quantised = request.record, request.record.quantization
+    assembly = record.segments if request.segments else record.whole
     able = find_capabilities(backend)
     needed = record_of(request.plugins, PLUGIN_LIBRARY) if request.plugins else None
     if request.plugins:
@@ -143,7 +146,7 @@ def build(backend: str, request: RankBuild) -> RankEngines:
     options = {
         "profiles": chosen,
         "compute_capabilities": list(request.compute_capabilities) or "default",
-        "communicator": "one per pipeline stage" if request.record.plan.tensor > 1 else None,
+        "communicator": "one per pipeline stage" if record.plan.tensor > 1 and not request.segments else None,
         "plugins": needed,
         "experimental": EXPERIMENTAL if backend == RTX_CAPABILITIES.backend and quantised and quantised.rounds_activations else None,
     }
@@ -214,6 +217,7 @@ def _parse(parser: Any, model: "onnx.ModelProto", source: Path, backend: str) ->
 def _config(trt: ModuleType, builder: Any, request: RankBuild) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32: the library's default rounds factors to 10 bits
     wanted = request.compute_capabilities
     if wanted:
         config.num_compute_capabilities = len(wanted)
@@ -297,11 +301,30 @@ def _with_context(signature: Signature, max_context: int) -> Signature:
     return Signature(tuple(map(fix, signature.inputs)), tuple(map(fix, signature.outputs)), signature.states)
 
 
+def _open(folder: Path, ranks: dict[int, EngineRank]) -> Any:
+    from ..runtime.tensorrt_opener import TensorRtOpener
+
+    return TensorRtOpener(folder, ranks)
+
+
 def _backend(capabilities: Capabilities) -> Backend:
     name = capabilities.backend
     made: Callable[..., Any] = partial(build, name)
-    libraries = (MODULES[name], ("onnx",))
-    return Backend(capabilities, partial(tools, name), made, takes_compute_capabilities=True, with_plugins=with_plugins, derives=True, libraries=libraries, needs_gpu_to_build=name == TENSORRT_CAPABILITIES.backend)
+    libraries, is_rtx = (MODULES[name], ("onnx",)), name == RTX_CAPABILITIES.backend
+    return Backend(
+        capabilities,
+        partial(tools, name),
+        made,
+        _open,
+        takes_compute_capabilities=True,
+        takes_segments=True,
+        with_plugins=with_plugins,
+        derives=True,
+        libraries=libraries,
+        runs_with=(("cuda.bindings",),),
+        generations=GENERATIONS if is_rtx else (),
+        needs_gpu_to_build=not is_rtx,
+    )
 
 
 TENSORRT = _backend(TENSORRT_CAPABILITIES)

@@ -14,6 +14,7 @@ from typing import Any
 
 from exporter.errors import RunError, UsageError
 from exporter.plan import files
+from exporter.plan.manifest import EngineRank
 
 from ..runtime.loading import read_set
 
@@ -143,13 +144,20 @@ def _short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+def _require_graphs(folder: str) -> None:
+    """What a step must read is told by graphs; of a plan it is not known."""
+    first = read_set(Path(folder))[0]
+    if isinstance(first, EngineRank) and not all(file.endswith(".onnx") for file in first.assembly.graphs.values()):
+        raise RunError(f"{folder} holds plans of {first.backend}, which are not weighed against memory's bandwidth.", hint="`moetrt run ENGINES --json` tells how fast prompts and tokens go.")
+
+
 def bench(request: BenchRequest, advance: Callable[[int, int], None] = lambda count, peak: None) -> Measured:
     """Measure in a new process, so that load time and peak memory are the engines' own.
 
     :param advance: called with 1 and the process's peak memory after each of the ``repeats`` and one runs.
     :raises MoetrtError: the engines do not load here, or do not serve the request.
     """
-    read_set(Path(request.engines))
+    _require_graphs(request.engines)
     paths, answer = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))), None
     with (
         tempfile.TemporaryFile("w+") as errors,

@@ -280,7 +280,7 @@ def _schedule_faults(record: Record) -> Iterator[tuple[str, str]]:
 
 
 def _collective_faults(record: Record, held: RankSide) -> Iterator[tuple[str, str]]:
-    if record.plan.tensor == 1:
+    if record.plan.tensor == 1 or WHOLE_RANK not in records.segments_of(record).graphs:
         return
     programs: dict[int, set[str]] = {}
     for layer in held.layers:

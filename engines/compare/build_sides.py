@@ -1,7 +1,8 @@
 """What a rank's folder says it holds and multiplies, for each kind of folder; and what its plan says that it must."""
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -67,6 +68,8 @@ class RankSide:
     """What the compiler emitted, where there is one."""
     engine_bytes: int = 0
     """Of the files that are run: weights, and graphs or plans."""
+    copies: Counter[str] = field(default_factory=Counter)
+    """Weight → plans that hold it, where the rank is several plans."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +106,18 @@ def read_rank(side: Side, rank: int) -> RankSide:
 
 
 def _read_plans(record: EngineRank, folder: Path, graphs: dict[str, str]) -> RankSide:
-    weights, products, layers = {}, [], []
+    weights, products, layers, copies = {}, [], [], Counter()
     for launch in graphs:
         for name in (f"{launch}.tensors.json", f"{launch}.layers.json"):
             if name not in record.files:
                 raise LoadError(f"{folder} has no {name}: it was built before builds recorded that.", hint="Remove the folder and build it again.")
         parsed = files.read_record(Parsed, folder / f"{launch}.tensors.json")
         weights |= parsed.weights
+        copies.update(parsed.weights.keys())
         products += parsed.products
         path = folder / f"{launch}.layers.json"
         layers += files.from_json(tuple[Emitted, ...], files.read_json(path), str(path))
-    return RankSide(weights, tuple(products), tuple(layers), sum(record.files[file].bytes for file in graphs.values()))
+    return RankSide(weights, tuple(products), tuple(layers), sum(record.files[file].bytes for file in graphs.values()), copies)
 
 
 def _read_graph(path: Path, quantised: set[str]) -> tuple[dict[str, Weight], list[Product]]:
@@ -229,12 +233,12 @@ def held_bytes(side: RankSide) -> dict[str, int]:
 
 
 def promised_bytes(side: RankSide, promises: dict[str, Promise]) -> dict[str, int]:
-    """Segment → bytes of its stored tensors: as they are where they are as promised, else as they should be."""
+    """Segment → bytes of its stored tensors, of each as often as plans hold it: as they are where they are as promised, else as they should be."""
     found: dict[str, int] = {}
     for name, promise in promises.items():
         weight, segment = side.weights.get(name), segment_of(name)
         size = weight.bytes if weight and fits(weight, promise) else _least(promise)
-        found[segment] = found.get(segment, 0) + size
+        found[segment] = found.get(segment, 0) + size * max(side.copies[name], 1)
     return found
 
 

@@ -16,8 +16,10 @@ from exporter.plan.signature import BATCH, CONTEXT
 from ..runtime.cache import cache_length
 from ..runtime.chain import FAST, Chain, RankRunner
 from ..runtime.collectives import all_gather, all_reduce
+from ..runtime.device import numpy_type
 from ..runtime.loading import load
-from ..runtime.session import WEIGHTS_FOLDER, Session, value_of, zeros
+from ..runtime.ports import shape_of
+from ..runtime.session import WEIGHTS_FOLDER, Session, value_of
 from .pieces import Piece, RankPieces
 from .sides import Given, Made, segment_names
 
@@ -39,6 +41,9 @@ class ChainSide:
         first = self.records[0]
         self.config, self.plan, self.arithmetic, self.max_context = first.config, first.plan, self.opened.arithmetic, self.opened.max_context
         self.fingerprint = first.source.fingerprint
+        self.readable = self.opened.runners[0].opener.cuts
+        whole = any(len(runner.assembly.graphs) == 1 for runner in self.opened.runners.values())
+        self.sealed = f"{folder} has each rank as one plan, of which nothing can be given or read between tokens and logits" if whole and not self.readable else None
         split = self.plan.tensor if first.quantization and first.quantization.depends_on_split else None
         self.identity = (self.fingerprint, first.precision, first.attention, calibration_of(first), split, self.arithmetic.endswith(FAST))
 
@@ -57,7 +62,7 @@ class ChainSide:
     @cached_property
     def ranks(self) -> dict[int, RankPieces]:
         names = segment_names(self.config)
-        return {rank: RankPieces(self.runner(rank).folder, segments_of(record), _stage(record, names), record.precision) for rank, record in self.records.items()}
+        return {rank: RankPieces(self.runner(rank).folder, segments_of(record), _stage(record, names), record.precision, self.readable) for rank, record in self.records.items()}
 
     def runner(self, rank: int) -> RankRunner:
         return self.opened.runners[rank]
@@ -88,13 +93,14 @@ class ChainSegment:
 
     def __init__(self, name: str, pieces: dict[int, Piece], side: ChainSide) -> None:
         self.name, self.pieces, self.most = name, pieces, side.max_context
-        self.sessions = {rank: open_piece(piece, side.runner(rank)) for rank, piece in pieces.items()}
+        self.memory = side.opened.memory
+        self.sessions = {rank: open_piece(piece, side.runner(rank)) if piece.model else side.runner(rank).sessions[name] for rank, piece in pieces.items()}
         self.top_k = side.config.routing.top_k if side.config.routing else 0
 
     def begin(self, context: int) -> dict[int, dict[str, Any]]:
         sizes = {BATCH: 1, CONTEXT: cache_length(context, self.most)}
         return {
-            rank: {tensor.name: zeros(tuple(sizes.get(dim, dim) for dim in tensor.shape), tensor.dtype, session.device) for tensor in session.signature.inputs if tensor.name.endswith(".cache")}
+            rank: {tensor.name: self.memory.zeros(rank, shape_of(tensor, sizes), tensor.dtype) for tensor in session.signature.inputs if tensor.name.endswith(".cache")}
             for rank, session in self.sessions.items()
         }
 
@@ -121,7 +127,7 @@ class ChainSegment:
         return {tensor.name: cache[tensor.name] if tensor.name in cache else self._input(tensor.name, tensor.dtype, given) for tensor in self.pieces[rank].signature.inputs}
 
     def outputs(self, rank: int, feeds: "dict[str, np.ndarray]") -> "dict[str, np.ndarray]":
-        """All that one rank's graph makes of them, its states too, by name; the choice of experts is no result."""
+        """All that one rank's graph, which is no plan, makes of them, its states too, by name; the choice of experts is no result."""
         session, piece = self.sessions[rank], self.pieces[rank]
         values = {name: value_of(value.copy()) for name, value in feeds.items()}
         made = session.run(values, {name: values[name] for name in session.states})
@@ -130,7 +136,7 @@ class ChainSegment:
 
     def _launch(self, rank: int, given: Given, states: dict[str, Any]) -> "dict[str, np.ndarray]":
         session = self.sessions[rank]
-        values = {tensor.name: states.get(tensor.name) or value_of(self._input(tensor.name, tensor.dtype, given)) for tensor in session.inputs}
+        values = {tensor.name: states.get(tensor.name) or self.memory.value(self._input(tensor.name, tensor.dtype, given)) for tensor in session.inputs}
         return {name: value.numpy().copy() for name, value in session.run(values, states).items()}
 
     def _input(self, name: str, dtype: str, given: Given) -> "np.ndarray":
@@ -140,7 +146,7 @@ class ChainSegment:
         value = known[name] if name in known else given.update if name.endswith(".update") else given.hidden
         if value is None:
             raise LoadError(f"{self.name} reads {name}, which no segment before it makes.", hint="Its graph was changed; build it again.")
-        return value.astype(dtype, copy=False)
+        return value.astype(numpy_type(dtype), copy=False)
 
     def _named(self, made: "dict[str, np.ndarray]", given: Given, states: dict[str, Any], tokens: int) -> "dict[str, np.ndarray]":
         if self.name == "head":
@@ -177,7 +183,7 @@ def _flat(value: "np.ndarray", tokens: int) -> "np.ndarray":
 
 
 def open_piece(piece: Piece, runner: RankRunner) -> Session:
-    """As the engine's sessions are opened, but for what only a whole rank can have."""
+    """Of a graph, as the engine's sessions are opened, but for what only a whole rank can have."""
     config = runner.options.get("config", {}) | {WEIGHTS_FOLDER: str(runner.folder.resolve())}
     providers = [one if isinstance(one, str) else [one[0], {key: value for key, value in one[1].items() if key != "enable_cuda_graph"}] for one in runner.options.get("providers", ["CPUExecutionProvider"])]
     hosted = [tensor.name for tensor in piece.signature.outputs]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter import progress
-from exporter.errors import UsageError
+from exporter.errors import RunError, UsageError
 
 from ..prompts import read_prompts, require_vocabulary
 from ..runtime.text import Text
@@ -142,7 +142,7 @@ def compare(request: CompareRequest, quiet: bool = True, then: Callable[[Evidenc
     """Open both sides, read the prompts, walk, judge.
 
     :param then: called with all that was seen while both sides are still open.
-    :raises MoetrtError: a side cannot be opened, or the two cannot be compared.
+    :raises MoetrtError: a side cannot be opened, or the two cannot be compared in this mode.
     """
     with contextlib.closing(open_side(request.left)) as left, contextlib.closing(open_side(request.right)) as right:
         require_comparable(left, right)
@@ -183,12 +183,16 @@ def judge(request: CompareRequest, left: Side, right: Side, rows: list[list[int]
     """Walk in the mode that was asked for; where logits differ, segment by segment too, to say where."""
     limits = limits_of(request, left, right)
     seen = Evidence(left, right, rows, limits)
-    wanted = MODES if request.everything else (request.mode,)
+    sealed = left.sealed or right.sealed
+    if sealed and request.mode != "logits":
+        raise RunError(f"--mode {request.mode} walks segment by segment; {sealed}.", hint=OUTSIDE)
+    wanted = MODES if request.everything and not sealed else (request.mode,)
     walks = {"logits": _logits, "segments": partial(_segments, own=False), "drift": partial(_segments, own=True)}
     for mode in wanted:
         walks[mode](request, seen, quiet)
     fault, told = FAULTS[request.mode](seen), [*notes, *_unmatched(limits, left)]
-    if fault and request.mode == "logits":
+    told += [f"{sealed}: nothing is told of single segments. {OUTSIDE}"] if sealed and (fault or request.everything) else []
+    if fault and request.mode == "logits" and not sealed:
         if not seen.segments:
             _segments(request, seen, quiet, own=False)
         part = first_apart(seen.segments, limits)
@@ -223,6 +227,7 @@ FAULTS: dict[str, Callable[[Evidence], Divergence | None]] = {
 }
 """Mode → how its evidence is judged."""
 SAME_PLAN = "compare with graphs or engines of the same plan (moetrt export MODEL --tensor N) to be told the rank and what differs inside the segment"
+OUTSIDE = "Build it with --segments to walk it, or compare by --mode logits; --build-only holds the plan against its graphs."
 GROWS = "each segment alone is within its tolerance: the difference grows along the chain (--mode drift), or lies in how the graph is run as a whole"
 
 

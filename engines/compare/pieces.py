@@ -26,7 +26,8 @@ DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 class Piece:
     """A segment of one rank."""
 
-    model: "onnx.ModelProto"
+    model: "onnx.ModelProto | None"
+    """None of a plan, into which nobody sees."""
     signature: Signature
     after: tuple[AllReduce | AllGather, ...]
     """What the schedule does before the next segment."""
@@ -43,6 +44,8 @@ class RankPieces:
     names: tuple[str, ...]
     """Of its stage."""
     precision: str
+    readable: bool = True
+    """Whether its files are graphs; else they are plans, one for each segment."""
 
     @cached_property
     def whole(self) -> "onnx.ModelProto":
@@ -55,6 +58,8 @@ class RankPieces:
 
     def piece(self, name: str) -> Piece:
         """:raises LoadError: the rank's graphs do not make the segment's results."""
+        if not self.readable:
+            return Piece(None, self.assembly.signatures[name], self._after(name), None)
         if name in self.assembly.graphs:
             model, signature = self.read(self.assembly.graphs[name]), self.assembly.signatures[name]
         else:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Reference:
     """transformers' own model, as one side."""
 
-    arithmetic, plan, fingerprint = "fp32", Plan(1), None
+    arithmetic, plan, fingerprint, sealed = "fp32", Plan(1), None, None
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, read_model(folder).config

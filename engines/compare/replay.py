@@ -95,7 +95,7 @@ class Redone:
     feeds: "dict[str, np.ndarray]"
     made: "dict[str, np.ndarray]"
     piece: Piece | None
-    """None for a checkpoint, which has no graph."""
+    """None for a checkpoint, which has no graph, and for a plan, into which nobody sees."""
 
 
 def _write(folder: Path, evidence: "Evidence", example: Example, rank: int | None) -> Replay:
@@ -129,7 +129,7 @@ def _write(folder: Path, evidence: "Evidence", example: Example, rank: int | Non
 
 def _redo(segment: Any, example: Example, rank: int, made: Any) -> Redone:
     """What goes into the graph and what comes out of it, under the graph's own names; of a checkpoint, what it made."""
-    if not isinstance(segment, ChainSegment):
+    if not isinstance(segment, ChainSegment) or any(piece.model is None for piece in segment.pieces.values()):
         named = {"logits": "logits"} | {name: f"{example.segment}.{name}" for name in ("hidden", "update")}
         return Redone({}, {named[name]: value[None] for name, value in made.first.items() if name in named}, None)
     rank = rank if rank in segment.pieces else min(segment.pieces)

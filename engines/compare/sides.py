@@ -79,6 +79,8 @@ class Side(Protocol):
     """Sides with an equal one hold the same numbers: checkpoint, precision, quantisation, and the split where scales depend on it."""
     fingerprint: str | None
     """Of the checkpoint that it was made from; None where that is not known."""
+    sealed: str | None
+    """Why its segments cannot be walked one by one; None where they can."""
 
     def begin(self, context: int) -> Run: ...
 

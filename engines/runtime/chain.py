@@ -7,51 +7,45 @@ the way gets the walk; else, on a CPU, the ranks are one graph (see :mod:`.fuse`
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import RunError
-from exporter.plan.manifest import Assembly, EngineRank, GraphsRank
+from exporter.plan.manifest import EngineRank, GraphsRank
 from exporter.plan.schedule import AllGather, AllReduce, Launch, Step
 
-from .cache import Cache, allocate_cache, cache_length
+from .cache import Cache, allocate_cache, cache_length, grows
 from .collectives import all_gather, all_reduce
-from .cuda import CapturingSession, captures
 from .fuse import fuse
 from .generate import chunks, generate
 from .joined import GRAPH, read_joined
+from .openers import Opener, Seat
 from .sampling import Sampling
 from .serving import Completion, Request, serve
-from .session import WEIGHTS_FOLDER, Session, device_of, value_of
+from .session import WEIGHTS_FOLDER, Session
 
 if TYPE_CHECKING:
     import numpy as np
 
 Observer = Callable[[int, Step, dict[str, Any]], None]
-"""Called after each step with the rank, the step and the values by name (OrtValues)."""
+"""Called after each step with the rank, the step and the values by name; each has ``numpy()``."""
 
 
 FAST = ", fast"
 """What the arithmetic of engines ends in that were built with ``--fast``."""
-APART = {"session.intra_op.allow_spinning": "0"}
-"""For graphs that run one after another: a pool that goes on spinning after its graph would keep the cores from the next."""
 
 
 class RankRunner:
     """One rank: its sessions, opened when they are first needed, and its schedule."""
 
-    def __init__(self, rank: int, folder: Path, assembly: Assembly, options: dict[str, Any], threads: int) -> None:
-        self.rank, self.folder, self.assembly, self.options, self.threads = rank, folder, assembly, options, threads
-        self.device = device_of(options)
+    def __init__(self, seat: Seat, opener: Opener) -> None:
+        self.seat, self.opener = seat, opener
+        self.rank, self.folder, self.assembly, self.options, self.threads = seat.rank, seat.folder, seat.assembly, seat.options, seat.threads
 
     @cached_property
-    def sessions(self) -> dict[str, Session]:
-        hosted, options = frozenset(_hosted(self.assembly)), self.options
-        if len(self.assembly.graphs) > 1:
-            options = options | {"config": options.get("config", {}) | APART}
-        opened = CapturingSession if captures(options) else partial(Session, hosted=hosted)
-        return {name: opened(self.folder / file, self.assembly.signatures[name], self.threads, options) for name, file in self.assembly.graphs.items()}
+    def sessions(self) -> dict[str, Any]:
+        return self.opener.open(self.seat)
 
     def walk(self, values: dict[str, Any], states: dict[str, Any], observer: Observer | None) -> Iterator[AllReduce | AllGather]:
         """Take every step; give way at a collective, whose result is among the values when the walk goes on.
@@ -74,7 +68,7 @@ def join_ranks(folder: Path, ranks: dict[int, Any], runners: dict[int, RankRunne
     first, config, plan = runners[0], ranks[0].config, ranks[0].plan
     if not wanted:
         return None
-    if len(runners) == 1 or first.device != "cpu":
+    if len(runners) == 1 or not first.opener.joins:
         for runner in runners.values():
             _ = runner.sessions
         return None
@@ -84,15 +78,6 @@ def join_ranks(folder: Path, ranks: dict[int, Any], runners: dict[int, RankRunne
     fused = fuse(folder, {rank: runner.assembly for rank, runner in runners.items()}, config, plan.tensor)
     options = first.options | {"config": first.options.get("config", {}) | {WEIGHTS_FOLDER: str(folder.resolve())}}
     return Session(fused.model.SerializeToString(), fused.signature, first.threads, options)
-
-
-def _hosted(assembly: Assembly) -> Iterator[str]:
-    """Results that the host reads: logits, and what other ranks get."""
-    yield "logits"
-    yield from assembly.sent
-    for step in assembly.steps:
-        if isinstance(step, AllReduce | AllGather):
-            yield step.value
 
 
 class Chain:
@@ -108,6 +93,7 @@ class Chain:
         self.arithmetic = (first.precision if scheme == "none" else scheme) + (FAST if self.fast else "")
         """What decides how far its logits may be from another chain's."""
         self.kept: Cache | None = None
+        self.memory = runners[0].opener.memory
         self.joined = join_ranks(folder, records, runners, joined)
         self.lock = threading.Lock()
 
@@ -126,9 +112,10 @@ class Chain:
 
         What it holds of earlier requests is never read: a token reads positions up to its own, all written by then.
         """
-        context = cache_length(tokens, self.max_context)
+        assemblies = {rank: runner.assembly for rank, runner in self.runners.items()}
+        context = cache_length(tokens, self.max_context) if grows(assemblies) else self.max_context
         if self.kept is None or (self.kept.batch, self.kept.context) != (batch, context):
-            self.kept = allocate_cache({rank: runner.assembly for rank, runner in self.runners.items()}, batch, context, self.runners[0].device)
+            self.kept = allocate_cache(assemblies, batch, context, self.memory)
         return self.kept
 
     def step(
@@ -142,7 +129,7 @@ class Chain:
         :returns: *Shape:* float32 ``(batch, selected, vocab)``
         :raises Exception: what a rank raised; the chain lives on.
         """
-        given = {"token_ids": value_of(token_ids), "start": value_of(start), "select": value_of(select)}
+        given = {"token_ids": self.memory.value(token_ids), "start": self.memory.value(start), "select": self.memory.value(select)}
         if self.joined and observer is None:
             with self.lock:
                 (logits,) = self.joined.run(given, cache.all_ranks).values()
@@ -159,7 +146,7 @@ class Chain:
         walks = [self.runners[rank].walk(values[rank], cache.ranks[rank], observer) for rank in ranks]
         for steps in zip(*walks, strict=True):
             join = all_reduce if isinstance(steps[0], AllReduce) else all_gather
-            whole = value_of(join([values[rank][step.value].numpy() for rank, step in zip(ranks, steps, strict=True)]))
+            whole = self.memory.value(join([values[rank][step.value].numpy() for rank, step in zip(ranks, steps, strict=True)]))
             for rank, step in zip(ranks, steps, strict=True):
                 values[rank][step.result] = whole
         for rank in ranks:

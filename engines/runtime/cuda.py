@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.plan.signature import SELECTED, TOKENS, Signature
+from exporter.plan.signature import Signature
 
-from .session import CUDA, Prepared, Session, Shapes, onnxruntime, providers_of, zeros
+from .ports import Shapes, is_one_token
+from .session import CUDA, Prepared, Session, onnxruntime, providers_of, zeros
 
 GRAPH_ID = "gpu_graph_id"
 EAGER = "-1"
@@ -48,8 +49,7 @@ class CapturingSession(Session):
 
     def prepare(self, shapes: Shapes, states: dict[str, Any]) -> Prepared:
         made = super().prepare(shapes, states)
-        sizes = self.sizes(shapes)
-        if made.results is None or max(sizes.get(TOKENS, 1), sizes.get(SELECTED, 1)) > 1:
+        if made.results is None or not is_one_token(self.sizes(shapes)):
             return made
         inputs = {tensor.name: zeros(shape, tensor.dtype, self.device) for tensor, shape in zip(self.inputs, shapes, strict=True)}
         for name, value in inputs.items():

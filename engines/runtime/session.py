@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from exporter.errors import LoadError
 from exporter.plan.signature import Signature
 
+from .ports import Ports, Shapes, shape_of
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -36,9 +38,6 @@ def onnxruntime() -> Any:
     return onnxruntime
 
 
-Shapes = tuple[tuple[int, ...], ...]
-
-
 @dataclass(frozen=True)
 class Prepared:
     """What a run of one shape is bound to, from run to run."""
@@ -48,7 +47,7 @@ class Prepared:
     """Buffers by name; None where a result's shape is known only after the run."""
 
 
-class Session:
+class Session(Ports):
     """A graph that runs on ONNX Runtime.
 
     :param path: the graph's file; or the graph itself, whose weights lie where ``options`` say.
@@ -59,11 +58,9 @@ class Session:
 
     def __init__(self, path: Path | bytes, signature: Signature, threads: int, options: dict[str, Any] | None = None, hosted: Collection[str] = ()) -> None:
         ort, options = onnxruntime(), options or {}
-        self.signature, self.device = signature, device_of(options)
+        super().__init__(signature)
+        self.device = device_of(options)
         self.session = _open(ort, path, threads, options)
-        self.states = {state.input: state.output for state in signature.states}
-        self.inputs = [tensor for tensor in signature.inputs if tensor.name not in self.states]
-        self.results = [tensor for tensor in signature.outputs if tensor.name not in self.states.values()]
         self.places = {tensor.name: "cpu" if tensor.name in hosted else self.device for tensor in self.results}
         self.prepared: dict[Shapes, Prepared] = {}
         self.bound: dict[str, Any] | None = None
@@ -95,10 +92,6 @@ class Session:
                 step.binding.bind_output(name, device)
         self.session.run_with_iobinding(step.binding, options)
 
-    def sizes(self, shapes: Shapes) -> dict[int | str, int]:
-        """Symbolic dimension → its size, of inputs of these shapes."""
-        return {dim: size for tensor, shape in zip(self.inputs, shapes, strict=True) for dim, size in zip(tensor.shape, shape, strict=True)}
-
     def prepare(self, shapes: Shapes, states: dict[str, Any]) -> Prepared:
         """Buffers and bindings of runs of one shape."""
         binding = self.session.io_binding()
@@ -106,10 +99,10 @@ class Session:
             binding.bind_ortvalue_input(name, states[name])
             binding.bind_ortvalue_output(result, states[name])
         sizes = self.sizes(shapes)
-        wanted = {tensor.name: [sizes.get(dim, dim) for dim in tensor.shape] for tensor in self.results}
+        wanted = {tensor.name: shape_of(tensor, sizes) for tensor in self.results}
         if not all(tensor.dtype and all(isinstance(dim, int) for dim in wanted[tensor.name]) for tensor in self.results):
             return Prepared(binding, None)
-        results = {tensor.name: zeros(tuple(wanted[tensor.name]), tensor.dtype, self.places[tensor.name]) for tensor in self.results}
+        results = {tensor.name: zeros(wanted[tensor.name], tensor.dtype, self.places[tensor.name]) for tensor in self.results}
         for name, value in results.items():
             binding.bind_ortvalue_output(name, value)
         return Prepared(binding, results)

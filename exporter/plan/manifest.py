@@ -264,6 +264,7 @@ def _identity(record: Rank, first: Rank) -> Iterable[tuple[str, Any, Any]]:
     if isinstance(record, EngineRank):
         names |= {"backend": "backend", "--max-context": "max_context", "--max-batch": "max_batch"}
         yield "--fast", *("fast" in one.options for one in (record, first))
+        yield "--segments", *(len(one.assembly.graphs) > 1 for one in (record, first))
     for what, name in names.items():
         yield what, getattr(record, name), getattr(first, name)
     yield "quantisation", *(calibration_of(one) for one in (record, first))

@@ -130,6 +130,13 @@ def test_engines_of_the_same_graphs_are_the_same(rtx, built, family: str, tensor
         assert rank.held_bytes is None or 1 <= rank.held_bytes / rank.weight_bytes < 1.01
 
 
+@pytest.mark.parametrize(("tensor", "scheme"), [(1, None), (2, "int8")])
+def test_plans_of_segments_are_the_same_too(rtx, graphs, built, tmp_path: Path, tensor: int, scheme: str | None) -> None:
+    found = compare_builds(built("ort", "v3", tensor, scheme), build(graphs("v3", tensor, scheme), tmp_path / "segments", rtx, segments=True))
+    assert checks(found) == set(), found.summary()
+    assert all(bool(rank.became.get("int8")) == (scheme == "int8") for rank in found.ranks)
+
+
 def test_graphs_stand_for_engines_and_two_builds_are_the_same(rtx, graphs, built) -> None:
     assert checks(compare_builds(graphs("v3", 1, "int8"), built(rtx, "v3", 1, "int8"))) == set()
     assert checks(compare_builds(built(rtx, "v3", 1, "int8"), built(rtx, "v3", 1, "int8"))) == set()

@@ -67,6 +67,18 @@ def test_a_second_build_gives_the_same_size_and_layers(library, graphs, tmp_path
     assert first["rank.tensors.json"] == second["rank.tensors.json"]
 
 
+@pytest.mark.parametrize(("family", "precision"), [("v3", "fp32"), ("v3", "fp16"), ("v2", "fp16")])
+def test_each_segment_of_each_rank_builds(library, graphs, tmp_path: Path, family: str, precision: str) -> None:
+    build_engines(request(graphs(family, 2, precision=precision), tmp_path / "engines", segments=True))
+    record = rank_record(tmp_path / "engines", 1)
+    assert {"embed", "layers.0.attention", "layers.1.moe_ffn", "head"} <= set(record.assembly.graphs)
+    assert record.options["communicator"] is None
+    for launch, file in record.assembly.graphs.items():
+        assert {file, f"{launch}.layers.json", f"{launch}.tensors.json"} <= set(record.files)
+        emitted = json.loads((tmp_path / f"engines/rank-01/{launch}.layers.json").read_text())
+        assert not [layer for layer in emitted if layer["type"].startswith("comm_")]
+
+
 @pytest.fixture(scope="module")
 def built(library, graphs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[tuple[int, str, float]]]:
     """Graphs, their engines, and the progress that was told while building."""

@@ -37,7 +37,7 @@ def test_without_a_gpu_the_cpu_runs_and_tensorrt_rtx_builds() -> None:
     able = {name: (one.builds, one.runs) for name, one in found().backends.items()}
     assert able == {"ort": (True, True), "ort-cuda": (True, False), "tensorrt": (False, False), "tensorrt-rtx": (True, False)}
     assert problems(found(), "ort-cuda").startswith("run: no NVIDIA driver found: an NVIDIA GPU is needed; run: onnxruntime 1.32.0 has no CUDAExecutionProvider")
-    assert "build: no NVIDIA driver found" in problems(found(), "tensorrt")
+    assert "build+run: no NVIDIA driver found" in problems(found(), "tensorrt")
 
 
 def test_a_library_that_is_absent_stops_both_and_is_named_with_its_extra() -> None:
@@ -51,6 +51,20 @@ def test_a_library_that_is_absent_stops_both_and_is_named_with_its_extra() -> No
 def test_either_of_two_names_of_a_library_will_do() -> None:
     assert found(tensorrt_rtx=ABSENT).backends["tensorrt-rtx"].builds
     assert "tensorrt_rtx," not in found(tensorrt_rtx=ABSENT, tensorrt=ABSENT).summary()
+
+
+def test_what_only_running_needs_stops_running_alone() -> None:
+    diagnosis = found(ONE_GPU, **{"cuda.bindings": ABSENT})
+    assert problems(diagnosis, "tensorrt") == "run: cuda.bindings is not installed: pip install 'moetrt[tensorrt]'"
+    assert (diagnosis.backends["tensorrt"].builds, diagnosis.backends["tensorrt"].runs) == (True, False)
+
+
+@pytest.mark.parametrize(("generation", "runs"), [("7.5", False), ("8.9", True), ("9.0", False), ("10.0", False), ("12.1", True), ("13.0", True)])
+def test_tensorrt_rtx_runs_on_its_generations_and_later_ones(generation: str, runs: bool) -> None:
+    able = found(Nvidia("580.1", None, (Gpu("a GPU", 1, generation),))).backends
+    assert (able["tensorrt"].runs, able["tensorrt-rtx"].runs) == (True, runs)
+    if not runs:
+        assert f"or later, but {generation}" in able["tensorrt-rtx"].obstacles[0].problem
 
 
 def test_a_broken_library_says_why() -> None:
@@ -98,7 +112,7 @@ def test_the_words_fit_a_terminal(nvidia: Nvidia, given: dict[str, str]) -> None
 
 
 def test_every_library_of_a_backend_is_looked_for() -> None:
-    assert all(name in LIBRARIES for backend in BACKENDS.values() for names in backend.libraries for name in names)
+    assert all(name in LIBRARIES for backend in BACKENDS.values() for names in (*backend.libraries, *backend.runs_with) for name in names)
     assert all(backend.libraries for backend in BACKENDS.values())
 
 
@@ -123,6 +137,7 @@ def test_an_import_that_goes_wrong_is_told_not_met(tmp_path: Path, monkeypatch: 
 
 def test_a_library_that_is_not_there_is_called_so() -> None:
     assert try_import("no_such_module_anywhere").problem == ABSENT
+    assert try_import("no_such_package.no_such_module").problem == ABSENT
 
 
 def test_providers_are_those_of_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +227,7 @@ def test_hidden_gpus_are_noted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_looks_at_this_machine(moetrt, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "LIBRARIES", ("onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"))
+    monkeypatch.setattr(doctor, "LIBRARIES", ("onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "cuda.bindings"))
     result = moetrt("doctor", "--json")
     told = files.from_json(Diagnosis, json.loads(result.out), "stdout")
     assert (result.code, result.err) == (0, "")

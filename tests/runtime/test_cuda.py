@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engines import load
-from engines.runtime import chain as chain_module
+from engines.runtime import openers
 from engines.runtime.cuda import Captured, CapturingSession, captures
 
 PROMPT = [5, 9, 2, 77, 31, 8]
@@ -12,7 +12,7 @@ PROMPT = [5, 9, 2, 77, 31, 8]
 
 @pytest.fixture
 def capturing(engines, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(chain_module, "captures", lambda options: True)
+    monkeypatch.setattr(openers, "captures", lambda options: True)
     with load(engines("v3", 1)) as chain:
         assert isinstance(chain.runners[0].sessions["rank"], CapturingSession)
         yield chain

@@ -124,10 +124,18 @@ def test_an_empty_or_absent_folder_is_refused(tmp_path):
         load(tmp_path / "nothing")
 
 
-def test_engines_of_a_backend_that_does_not_run_here_say_so(copy):
+def test_engines_of_a_backend_that_is_not_known_are_refused(copy):
     folder = copy("v3", 1)
-    edit(folder / "rank-00/manifest.json", backend="tensorrt-rtx")
-    with pytest.raises(LoadError, match="no TensorRT session yet"):
+    edit(folder / "rank-00/manifest.json", backend="openvino")
+    with pytest.raises(LoadError, match="there is no backend 'openvino'(.|\n)*ort-cuda, tensorrt"):
+        load(folder)
+
+
+def test_engines_of_tensorrt_need_a_gpu_and_say_so(copy, stand_in):
+    folder = copy("v3", 1)
+    edit(folder / "rank-00/manifest.json", backend="tensorrt")
+    stand_in.cuda.count = 0
+    with pytest.raises(LoadError, match="run on a CUDA device; there is none here"):
         load(folder)
 
 
