@@ -264,7 +264,14 @@ CLONES void normed(const float* x, const float* weight, std::size_t count, float
 
 CLONES float largest(const float* x, std::size_t count) {
   float most = -std::numeric_limits<float>::infinity();
-  for (std::size_t at = 0; at < count; ++at) most = x[at] > most ? x[at] : most;
+  Floats mosts = Floats{} + most;
+  std::size_t at = 0;
+  for (; at + kLanes <= count; at += kLanes) {
+    const Floats value = load<Floats>(x + at);
+    mosts = value > mosts ? value : mosts;
+  }
+  for (std::size_t lane = 0; lane < kLanes; ++lane) most = mosts[lane] > most ? mosts[lane] : most;
+  for (; at < count; ++at) most = x[at] > most ? x[at] : most;
   return most;
 }
 
