@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,6 @@ def _pieces(weights: Path, made: Derived) -> "Iterator[np.ndarray]":
     return made.make(*(stored_array(weights, name) for name in made.sources))
 
 
-@cache
 def is_bfloat16(weights: Path, name: str) -> bool:
     """Whether a stored float32 tensor has nothing in the halves that bfloat16 lacks. It is read, unless its beginning tells."""
     halves = stored_array(weights, name).reshape(-1).view("<u2")[::2]

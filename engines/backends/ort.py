@@ -3,7 +3,7 @@
 import importlib
 import os
 import shutil
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,10 +84,10 @@ def build(able: Capabilities, request: RankBuild) -> RankEngines:
     name, record = request.record.weights, request.record
     _link(request.source / name, request.folder / name)
     stamps, derived = {name: record.files[name]}, {}
-    made = []
+    made, short = [], cache(partial(is_bfloat16, request.folder / name))  # each tensor is looked at once
     for launch, file in assembly.graphs.items():
         request.progress(launch, len(made) / len(assembly.graphs) * PHASE)
-        made.append(lower(onnx.load(request.source / file, load_external_data=False), able, derived, request.fast, partial(is_bfloat16, request.folder / name)))
+        made.append(lower(onnx.load(request.source / file, load_external_data=False), able, derived, request.fast, short))
     lowerings = tuple(one for _, records in made for one in records)
     used = any(one.chosen in NEED_OPS for one in lowerings)
     graphs, places = [lowered for lowered, _ in made], {}

@@ -105,7 +105,8 @@ def _panels_of(room: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _halves_of(floats: np.ndarray) -> np.ndarray:
-    """The bits of float32 values that bfloat16 has."""
+    """The bits of float32 values that bfloat16 has, where that is all they have."""
+    assert not (floats.view(np.uint32) & 0xFFFF).any(), "values have more in them than bfloat16 holds"
     return (floats.view(np.uint32) >> 16).astype(np.uint16)
 
 
