@@ -39,3 +39,9 @@ def test_no_file_is_two_ideas_long():
     for package in ("exporter", "engines", "calibration"):
         for path in (ROOT / package).rglob("*.py"):
             assert len(path.read_text().splitlines()) <= 450, path
+
+
+def test_no_two_files_of_tests_share_a_name():
+    """pytest imports them by that alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
