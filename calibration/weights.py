@@ -85,12 +85,11 @@ def quantise(values: "np.ndarray", scales: "np.ndarray", scheme: QuantScheme) ->
 SHRINKS = (1.0, 0.96, 0.92, 0.875, 0.84, 0.8, 0.76, 0.72)
 """Parts of a block's range that are tried as its 4-bit range: with so few levels, a clipped outlier may cost less than a wide step.
 At 7/8 the least value, −8, is what reaches it."""
-FIT = None
-"""The trial after those, of 4 bits: what least squares make of the integers that the best of them gives."""
 
 
 def block_scales(values: "np.ndarray", scheme: QuantScheme, dtype: str) -> "np.ndarray":
-    """The scale of each block of inputs with the least squared error among ``SHRINKS`` and, of 4 bits, ``FIT``; those are one of bfloat16's values.
+    """The scale of each block of inputs with the least squared error among ``SHRINKS``. Of 4 bits it is one of bfloat16's values, and what least squares make of the
+    best one's integers is tried too.
 
     :param values: *Shape:* float32 ``(…, inputs, outputs)``
     :returns: *Shape:* ``(…, inputs / block, outputs)``
@@ -101,11 +100,17 @@ def block_scales(values: "np.ndarray", scheme: QuantScheme, dtype: str) -> "np.n
     blocks, four = values.reshape(*lead, inputs // scheme.block, scheme.block, outputs), scheme.bits == 4
     maxima = np.abs(blocks).max(axis=-2)
     best, least = None, None
-    for part in (*SHRINKS, *(FIT,) * four):
-        steps = maxima * np.float32(part) / np.float32(scheme.levels) if part is not FIT else fitted(blocks, quantise(blocks, wide_of(best), scheme))
+
+    def consider(steps: "np.ndarray") -> None:
+        nonlocal best, least
         scales = stored_scales(steps, dtype, four)
         lost = np.square(blocks - quantise(blocks, wide_of(scales), scheme) * wide_of(scales)).sum(axis=-2)
         best, least = (scales, lost) if best is None else (np.where(lost < least, scales, best), np.minimum(lost, least))
+
+    for part in SHRINKS:
+        consider(maxima * np.float32(part) / np.float32(scheme.levels))
+    if four:
+        consider(fitted(blocks, quantise(blocks, wide_of(best), scheme)))
     return best
 
 

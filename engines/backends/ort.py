@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.layout import Placed
 from exporter.errors import BuildError
-from exporter.lowering import lower
-from exporter.lowering.attention_ort import NEED_OPS
+from exporter.lowering import NEED_OPS, lower
 from exporter.lowering.shapes import shapes_from_inputs
 from exporter.lowering.unsigned import unsigned_activations
 from exporter.plan import files

@@ -79,10 +79,11 @@ class TensorRtSession(Ports):
         self.stream = Stream(device)
         self.runtime = self._runtime(plugins)
         self.engine = self._deserialise(path)
+        self.names = {self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)}
         for tensors, mode in ((signature.inputs, "INPUT"), (signature.outputs, "OUTPUT")):
             for tensor in tensors:
                 self._require(tensor, mode)
-        told, there = len(signature.inputs) + len(signature.outputs), self.engine.num_io_tensors
+        told, there = len(signature.inputs) + len(signature.outputs), len(self.names)
         if told != there:
             raise LoadError(f"{path} has {there} inputs and outputs, its manifest {told}.", hint="Build it again.")
         room = self.engine.device_memory_size_v2
@@ -127,8 +128,7 @@ class TensorRtSession(Ports):
 
     def _require(self, tensor: Tensor, mode: str) -> None:
         kind = f"{mode.lower()} {tensor.name!r}"
-        names = {self.engine.get_tensor_name(number) for number in range(self.engine.num_io_tensors)}
-        if tensor.name not in names or self.engine.get_tensor_mode(tensor.name) != getattr(self.trt.TensorIOMode, mode):
+        if tensor.name not in self.names or self.engine.get_tensor_mode(tensor.name) != getattr(self.trt.TensorIOMode, mode):
             raise LoadError(f"{self.where} has no {kind}, which its manifest names.", hint="Build it again.")
         if self.engine.get_tensor_dtype(tensor.name) != getattr(self.trt.DataType, TYPES[tensor.dtype]):
             raise LoadError(f"{self.where} has the {kind} in another dtype than {tensor.dtype}.", hint="Build it again.")

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import onnx
 
 log = logging.getLogger(__name__)
-__all__ = ["LOWERINGS", "Asks", "Context", "Derived", "Lowerer", "Refusal", "Replacement", "all_nodes", "lower", "reads", "unknown"]
+__all__ = ["LOWERINGS", "NEED_OPS", "Asks", "Context", "Derived", "Lowerer", "Refusal", "Replacement", "all_nodes", "lower", "reads", "unknown"]
 
 LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
     "Route": (PACKED_ROUTE, ROUTER_ORT, PLUGIN_TENSORRT, INLINE),
@@ -54,6 +54,8 @@ LOWERINGS: dict[str, tuple[Lowerer, ...]] = {
 """Op → its rewrites, the preferred first."""
 
 
+NEED_OPS = frozenset(one.name for one in (PACKED_ATTENTION, PACKED_EXPERTS, PACKED_FEED_FORWARD, PACKED_LINEAR, PACKED_ROUTE))
+"""Rewrites whose nodes run with the library of our ops alone."""
 RECOGNISED = {LINEAR: is_linear, FLOAT_LINEAR: is_float_linear, LATENT_ATTENTION: is_attention}
 """What of ``LOWERINGS`` is no custom op, and how it is told."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..ops import DOMAIN
 from .nodes import FLOAT32, placeholder
-from .packed_ort import ATTENTION, PACKED_EXPERTS, PACKED_FEED_FORWARD, PACKED_LINEAR, PACKED_ROUTE, absent
+from .packed_ort import ATTENTION, absent, float_bits
 from .panels import LANES, derived_floats
 from .rewrite import Context, Lowerer, Refusal, Replacement
 
@@ -87,7 +87,7 @@ def rewrite(node: "onnx.NodeProto", context: Context) -> Replacement:
 
     found = _match(node, context)
     shapes = {name: context.value(found[name]).shape for name in ("k_up", "v_up")}
-    bits = 16 if all(context.is_bfloat16(found[name]) for name in shapes) else 32
+    bits = max(float_bits(found[name], context) for name in shapes)
     derived = tuple(derived_floats(found[name], shape, bits) for name, shape in shapes.items())
     heads, nope, latent = shapes["k_up"]
     sizes = {"heads": heads, "nope": nope, "rope": _numbers(found["query_sizes"], context)[1], "latent": latent, "value": shapes["v_up"][2], "bits": bits}
@@ -150,5 +150,3 @@ def _epsilon(norm: "onnx.NodeProto") -> float:
 
 
 PACKED_ATTENTION = Lowerer("packed_attention_ort", refuses, rewrite)
-NEED_OPS = {one.name for one in (PACKED_ATTENTION, PACKED_EXPERTS, PACKED_FEED_FORWARD, PACKED_LINEAR, PACKED_ROUTE)}
-"""Rewrites whose nodes run with the library alone."""

@@ -177,7 +177,7 @@ def _mixture(node: "onnx.NodeProto", context: Context) -> _Mixture:
 
 def _floats(node: "onnx.NodeProto", context: Context) -> _Mixture:
     names, gate_up, down = node.input[3:5], context.value(node.input[3]), context.value(node.input[4])
-    bits, (count, hidden, width) = max(_float_bits(name, context) for name in names), down.shape
+    bits, (count, hidden, width) = max(float_bits(name, context) for name in names), down.shape
     derived = tuple(derived_floats(name, value.shape, bits, paired, rows=True) for name, value, paired in zip(names, (gate_up, down), (True, False), strict=True))
     return _Mixture(count, hidden, width, bits, 0, gate_up.dtype, "float", derived, (derived[0].name, "", derived[1].name))
 
@@ -187,9 +187,9 @@ def _integers(node: "onnx.NodeProto", context: Context) -> _Mixture:
     bits, scales = _bits(gate_up.dtype), [context.value(node.input[place]) for place in (4, 6)]
     derived = (
         derived_panels(node.input[3], gate_up.shape, bits, paired=True),
-        derived_panel_scales(node.input[4], scales[0].shape, _float_bits(node.input[4], context), paired=True),
+        derived_panel_scales(node.input[4], scales[0].shape, float_bits(node.input[4], context), paired=True),
         derived_panels(node.input[5], down.shape, bits),
-        derived_panel_scales(node.input[6], scales[1].shape, _float_bits(node.input[6], context)),
+        derived_panel_scales(node.input[6], scales[1].shape, float_bits(node.input[6], context)),
     )
     operands = (*(made.name for made in derived), *node.input[7:])
     activations = _rounding(given["activations"], context)
@@ -257,14 +257,14 @@ class _Matrix:
 
 def _matrix(node: "onnx.NodeProto", context: Context) -> _Matrix:
     if is_float_linear(node, context):
-        return _Matrix(context.initializers[node.input[1]], None, _float_bits(node.input[1], context))
+        return _Matrix(context.initializers[node.input[1]], None, float_bits(node.input[1], context))
     made = context.maker(node.input[1])
     block = next((attribute.i for attribute in made.attribute if attribute.name == "block_size"), 0)
     weight, scale = (context.initializers[name] for name in made.input[:2])
-    return _Matrix(weight, scale, _bits(weight.data_type), block, _float_bits(scale.name, context))
+    return _Matrix(weight, scale, _bits(weight.data_type), block, float_bits(scale.name, context))
 
 
-def _float_bits(name: str, context: Context) -> int:
+def float_bits(name: str, context: Context) -> int:
     """What a stored float32 tensor is kept in."""
     return 16 if context.is_bfloat16(name) else 32
 

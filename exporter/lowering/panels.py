@@ -78,7 +78,7 @@ def _scales(values: np.ndarray, bits: int, paired: bool) -> Iterator[np.ndarray]
         room = np.zeros((blocks, filled(outputs, LANES)), np.float32)
         room[:, :outputs] = _halves(one) if paired else one
         made = np.ascontiguousarray(room.reshape(blocks, -1, LANES).transpose(1, 0, 2))
-        yield _halves_of(made).view(ml_dtypes.bfloat16) if bits == 16 else made
+        yield _bits_of_bfloat16(made).view(ml_dtypes.bfloat16) if bits == 16 else made
 
 
 def nibbles(pairs: np.ndarray) -> np.ndarray:
@@ -101,10 +101,10 @@ def _panels_of(room: np.ndarray, bits: int) -> np.ndarray:
     """:param room: *Shape:* float32 ``(inputs, outputs)``"""
     if bits == 32:
         return np.ascontiguousarray(room.reshape(len(room), -1, LANES).transpose(1, 0, 2))
-    return np.ascontiguousarray(_halves_of(room).reshape(len(room) // 2, 2, -1, LANES).transpose(2, 0, 3, 1))
+    return np.ascontiguousarray(_bits_of_bfloat16(room).reshape(len(room) // 2, 2, -1, LANES).transpose(2, 0, 3, 1))
 
 
-def _halves_of(floats: np.ndarray) -> np.ndarray:
+def _bits_of_bfloat16(floats: np.ndarray) -> np.ndarray:
     """The bits of float32 values that bfloat16 has, where that is all they have."""
     assert not (floats.view(np.uint32) & 0xFFFF).any(), "values have more in them than bfloat16 holds"
     return (floats.view(np.uint32) >> 16).astype(np.uint16)

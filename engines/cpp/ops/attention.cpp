@@ -197,7 +197,7 @@ class Attending {
     const Kind& kind = kind_for(rows, kLanes);
     part.resize(rows * kLanes);
     for (std::size_t panel = 0; panel < own.panels(); ++panel) {
-      (own.bits == 16 ? kind.bfloat16 : kind.float32)({own.panel(panel), x, wide, rows, wide, part.data(), kLanes});
+      kind.floats(own.bits)({own.panel(panel), x, wide, rows, wide, part.data(), kLanes});
       const std::size_t count = std::min(kLanes, outputs - panel * kLanes);
       for (std::size_t row = 0; row < rows; ++row) std::memcpy(y + row * stride + panel * kLanes, part.data() + row * kLanes, count * sizeof(float));
     }

@@ -54,6 +54,8 @@ struct Kind {
   void (*float32)(const FloatProduct& product);
   void (*dots)(const Dots& dots);
   void (*end)();
+  // By a panel of floats of so many bits.
+  [[nodiscard]] auto floats(int bits) const { return bits == 16 ? bfloat16 : float32; }
 };
 
 // What a kind does at the beginning and end that needs nothing done.

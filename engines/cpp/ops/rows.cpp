@@ -228,7 +228,7 @@ static const float* widened(const std::uint16_t* halves, float* wide) {
 void multiply(const Packed& matrix, std::size_t panel, const Rows& rows, float* y, std::size_t stride, Sums& room) {
   if (matrix.floating()) {
     const Kind& kind = kind_for(rows.tokens, rows.wide());
-    return (matrix.bits == 16 ? kind.bfloat16 : kind.float32)({matrix.panel(panel), rows.floats.data(), rows.wide(), rows.tokens, rows.wide(), y, stride});
+    return kind.floats(matrix.bits)({matrix.panel(panel), rows.floats.data(), rows.wide(), rows.tokens, rows.wide(), y, stride});
   }
   const Kind& kind = kind_for(rows.rows(), matrix.block % 32 == 0 ? matrix.block : rows.depth);
   const std::size_t blocks = matrix.blocks(), depth = blocks == 1 ? rows.depth : matrix.block;

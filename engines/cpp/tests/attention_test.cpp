@@ -4,7 +4,6 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "ops_helpers.hpp"
@@ -30,17 +29,7 @@ struct Heads {
     for (std::size_t at = 0; at < wide.size(); ++at) {
       const std::size_t head = at / (inputs * outputs), input = at / outputs % inputs, output = at % outputs, lane = output % kLanes;
       std::uint8_t* const panel = values.data() + head * packed.bytes() + output / kLanes * packed.panel_bytes();
-      wide[at] /= std::sqrt(static_cast<float>(inputs));
-      std::uint32_t word;
-      std::memcpy(&word, &wide[at], sizeof(word));
-      if (bits == 16) {
-        word &= 0xffff0000U;
-        const auto half = static_cast<std::uint16_t>(word >> 16);
-        std::memcpy(panel + ((input / 2 * kLanes + lane) * 2 + input % 2) * sizeof(half), &half, sizeof(half));
-        std::memcpy(&wide[at], &word, sizeof(word));
-      } else {
-        std::memcpy(panel + (input * kLanes + lane) * sizeof(word), &word, sizeof(word));
-      }
+      wide[at] = put(panel, bits, input, lane, wide[at] / std::sqrt(static_cast<float>(inputs)));
     }
     packed.values = values.data();
   }

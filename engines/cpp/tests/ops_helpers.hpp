@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <random>
 #include <string>
 #include <thread>
@@ -45,6 +47,21 @@ inline double distance(const std::vector<float>& got, const std::vector<double>&
     size += wanted[at] * wanted[at];
   }
   return std::sqrt(apart / std::max(size, 1e-300));
+}
+
+// Puts a float into a panel of float32 or, cut to it, of bfloat16. Returns what lies there then.
+inline float put(std::uint8_t* panel, int bits, std::size_t input, std::size_t lane, float value) {
+  std::uint32_t word;
+  std::memcpy(&word, &value, sizeof(word));
+  if (bits == 16) {
+    const auto half = static_cast<std::uint16_t>(word >> 16);
+    std::memcpy(panel + ((input / 2 * kLanes + lane) * 2 + input % 2) * sizeof(half), &half, sizeof(half));
+    word &= 0xffff0000U;
+  } else {
+    std::memcpy(panel + (input * kLanes + lane) * sizeof(word), &word, sizeof(word));
+  }
+  std::memcpy(&value, &word, sizeof(value));
+  return value;
 }
 
 }  // namespace moetrt::ops

@@ -30,7 +30,9 @@ struct Matrix {
       for (std::size_t output = 0; output < outputs; ++output)
         for (std::size_t input = 0; input < inputs; ++input) {
           if (packed.floating()) {
-            put(expert, output, input, std::normal_distribution<float>(0.0f, 0.1f)(random));
+            std::uint8_t* const place = values.data() + (expert * packed.panels() + output / kLanes) * apart * packed.panel_bytes();
+            wide[(expert * packed.outputs + output) * inputs + input] =
+                static_cast<double>(put(place, bits, input, output % kLanes, std::normal_distribution<float>(0.0f, 0.1f)(random)));
             continue;
           }
           const int value = std::uniform_int_distribution<int>(-most - 1, most)(random);
@@ -44,22 +46,6 @@ struct Matrix {
         }
     packed.values = values.data();
     packed.scales = scales.data();
-  }
-
-  void put(std::size_t expert, std::size_t output, std::size_t input, float value) {
-    const std::size_t panel = expert * packed.panels() * packed.apart + output / kLanes * packed.apart, lane = output % kLanes;
-    std::uint8_t* const place = values.data() + panel * packed.panel_bytes();
-    std::uint32_t bits;
-    std::memcpy(&bits, &value, sizeof(bits));
-    if (packed.bits == 16) {
-      const auto high = static_cast<std::uint16_t>(bits >> 16);
-      std::memcpy(place + (input / 2 * kLanes * 2 + lane * 2 + input % 2) * sizeof(high), &high, sizeof(high));
-      bits &= 0xffff0000U;
-    } else {
-      std::memcpy(place + (input * kLanes + lane) * sizeof(bits), &bits, sizeof(bits));
-    }
-    std::memcpy(&value, &bits, sizeof(value));
-    wide[(expert * packed.outputs + output) * packed.inputs + input] = static_cast<double>(value);
   }
 
   [[nodiscard]] double of(const std::vector<double>& row, std::size_t output, std::size_t expert = 0) const {
