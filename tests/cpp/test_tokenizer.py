@@ -423,7 +423,8 @@ def test_the_example_prints_a_line_of_text(sample, tmp_path):
         ["cmake", "-S", ROOT / "examples/cpp", "-B", tmp_path / "build", f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}"],
         ["cmake", "--build", tmp_path / "build"],
     ):
-        subprocess.run(list(map(str, words)), check=True, capture_output=True)
+        done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     prompt = "The nice thing about computers is"
     done = subprocess.run([tmp_path / "build/generate", sample, LIBRARY, ONIGURUMA, prompt], capture_output=True, text=True, check=True)
     with load(sample) as chain:
