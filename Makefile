@@ -41,7 +41,7 @@ READY    := .venv/.ready
 # Every backend that installs here; asked only when a recipe needs it.
 BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx)
 
-.PHONY: setup ops graphs calibration quantized engine engines compare compare-run cpp cpp-sanitized cpp-lint cpp-fuzz cpp-tensorrt test bench lint help
+.PHONY: setup ops graphs calibration quantized engine engines compare compare-run cpp cpp-sanitized cpp-lint cpp-fuzz cpp-tensorrt test bench gpu lint help
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -126,6 +126,16 @@ bench: setup ops ## Time and memory of export, speed beside transformers and lla
 	$(BIN)/python benchmarks/export_throughput.py
 	$(BIN)/python benchmarks/int8_speed.py
 	$(BIN)/python benchmarks/speed.py $(SPEED)
+
+gpu: setup ## What only a GPU can show: tests marked gpu, the kernels under compute-sanitizer, benchmarks of kernels and of ONNX Runtime on CUDA
+	@$(BIN)/python -c 'from engines.probe import find_nvidia; print(*find_nvidia().gpus or ("Error: no CUDA device here; make gpu is for a machine that has one.",), sep="\n"); raise SystemExit(not find_nvidia().gpus)'
+	$(MAKE) --no-print-directory cpp
+	$(BIN)/python -m pytest -m gpu -rs
+	@if command -v compute-sanitizer > /dev/null; then for tool in memcheck racecheck synccheck; do \
+	compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/python -m pytest tests/kernels/test_kernels.py -m gpu || exit; done; \
+	else echo "The kernels under compute-sanitizer: skipped, it is not on PATH (the CUDA toolkit has it)."; fi
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/cuda.py
 
 lint: setup ## Check the style of Python, and how C++ and CUDA are formatted
 	$(BIN)/ruff check .

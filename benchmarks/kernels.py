@@ -1,11 +1,12 @@
-"""The experts' CUDA kernels on a GPU, at DeepSeek-V3's sizes: time against the roofline and against PyTorch's grouped products.
+"""The experts' CUDA kernels on a GPU, at DeepSeek-V3's sizes: time against the roofline, PyTorch's grouped products and a mixture in Triton.
 
     make cpp && python benchmarks/kernels.py [--experts 16] [--tokens 1 16 256 4096] [--activations static token float] [--json FILE]
 
 For each call the least time that the GPU could need: bytes that must move over the bandwidth that a copy reaches, or operations over the rate that one large
 product reaches, whichever is longer; both are measured here, first. The share is that least time over the kernels' time, median of several runs in a CUDA
-graph. PyTorch's ``_grouped_mm`` computes the same two products in bfloat16 on rows that are sorted already, without routing, SwiGLU or sum. ``--plan`` prints
-bytes, operations and launches, and needs no GPU. Needs torch with CUDA and ``make cpp`` on a machine with nvcc.
+graph. PyTorch's ``_grouped_mm`` computes the same two products in bfloat16 on rows that are sorted already, without routing, SwiGLU or sum. Triton's
+(``triton_experts.py``, the best of its tilings, by token where the kernels round statically) computes all but the sorting, of the same weights. ``--plan``
+prints bytes, operations and launches, and needs no GPU. Needs torch with CUDA and ``make cpp`` on a machine with nvcc.
 """
 
 import argparse
@@ -66,9 +67,10 @@ def main() -> None:
             print(f"{tokens} tokens, {work_of(tokens, *expected(tokens, asked.experts), INT8)}\n{kernels.plan(**sizes(tokens, asked.experts, 'token'))}")
         return
     rows = measure(asked.experts, asked.tokens, asked.activations)
-    print("| activations | tokens | rows | ms | share of the roofline | PyTorch's _grouped_mm over it |\n|---|---|---|---|---|---|")
+    print("| activations | tokens | rows | ms | share of the roofline | PyTorch's _grouped_mm over it | Triton over it |\n|---|---|---|---|---|---|---|")
     for row in rows:
-        print(f"| {row['activations']} | {row['tokens']} | {row['rows']} | {row['ms']:.3f} | {row['share']:.2f} | {row['torch_over_kernels']} |")
+        peers = f"{row['torch_over_kernels']} | {row['triton_over_kernels']}"
+        print(f"| {row['activations']} | {row['tokens']} | {row['rows']} | {row['ms']:.3f} | {row['share']:.2f} | {peers} |")
     if asked.json:
         asked.json.write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -98,10 +100,13 @@ def measure(experts: int, tokens: list[int], activations: list[str]) -> list[dic
             chosen = torch.rand(count, ALL_EXPERTS, device="cuda").topk(TOP_K).indices
             local = chosen[chosen < experts]
             work = work_of(count, local.numel(), local.unique().numel(), BFLOAT16 if how == "float" else INT8)
-            run = bound(torch, kernels, weights, chosen, how, sizes(count, experts, how))
-            seconds = timed(torch, run)
+            x, shares = torch.randn(count, HIDDEN, device="cuda", dtype=torch.bfloat16), torch.rand(chosen.shape, device="cuda")
+            seconds = timed(torch, bound(torch, kernels, weights, x, chosen, shares, sizes(count, experts, how)))
             share = work.least_seconds(bandwidth, rates["float" if how == "float" else "int8"]) / seconds
-            found.append({"activations": how, "tokens": count, **asdict(work), "ms": seconds * 1e3, "share": share, "torch_over_kernels": peer(torch, local, experts, seconds)})
+            found.append({
+                "activations": how, "tokens": count, **asdict(work), "ms": seconds * 1e3, "share": share,
+                "torch_over_kernels": grouped(torch, local, experts, seconds), "triton_over_kernels": in_triton(torch, weights, x, chosen, shares, seconds),
+            })  # fmt: skip
     return found
 
 
@@ -122,13 +127,12 @@ def random_weights(torch: Any, experts: int, how: str) -> dict[str, Any]:
     return made
 
 
-def bound(torch: Any, kernels: Kernels, weights: dict[str, Any], chosen: Any, how: str, params: dict[str, int]) -> Callable[[], None]:
+def bound(torch: Any, kernels: Kernels, weights: dict[str, Any], x: Any, chosen: Any, shares: Any, params: dict[str, int]) -> Callable[[], None]:
     """A call on the device's own memory, on the current stream."""
     library, asked = kernels.library, ExpertsParams(**params)
     library.moetrt_kernels_workspace.restype = ctypes.c_size_t
-    x = torch.randn(chosen.shape[0], HIDDEN, device="cuda", dtype=torch.bfloat16)
     held = weights | {
-        "x": x, "experts": chosen, "weights": torch.rand(chosen.shape, device="cuda"), "y": torch.empty_like(x),
+        "x": x, "experts": chosen, "weights": shares, "y": torch.empty_like(x),
         "workspace": torch.empty(library.moetrt_kernels_workspace(ctypes.byref(asked)), device="cuda", dtype=torch.uint8),
     }  # fmt: skip
     pointers = ExpertsPointers(**{name: array.data_ptr() for name, array in held.items()})
@@ -176,7 +180,7 @@ def product_rate(torch: Any, dtype: Any) -> float:
     return 2 * size**3 / timed(torch, lambda: multiply(left, right.t()))
 
 
-def peer(torch: Any, local: Any, experts: int, seconds: float) -> str:
+def grouped(torch: Any, local: Any, experts: int, seconds: float) -> str:
     """How many times as long PyTorch takes for the two products alone, in bfloat16; why not, where it does not run."""
     counts = torch.bincount(local, minlength=experts)
     ends = counts.cumsum(0).to(torch.int32)
@@ -188,6 +192,21 @@ def peer(torch: Any, local: Any, experts: int, seconds: float) -> str:
     except (AttributeError, RuntimeError) as cause:
         return f"skipped: {cause}".splitlines()[0]
     return f"{both / seconds:.2f}"
+
+
+def in_triton(torch: Any, weights: dict[str, Any], x: Any, chosen: Any, shares: Any, seconds: float) -> str:
+    """How many times as long the best tiling of a mixture in Triton takes, and which it is; why not, where Triton does not run."""
+    try:
+        import triton_experts as peer
+    except ImportError as cause:
+        return f"skipped: {cause}"
+
+    def of(tiling: Any) -> Callable[[], Any]:
+        tiles = peer.Tiles.of(chosen, len(weights["down"]), tiling.rows)
+        return lambda: peer.experts(x, shares, weights, tiles, tiling)
+
+    least, tiling = peer.fastest(of, lambda run: timed(torch, run))
+    return f"{least / seconds:.2f} ({tiling.rows} x {tiling.columns} x {tiling.depth})"
 
 
 if __name__ == "__main__":
