@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.errors import LoadError
 from exporter.models import read_model
+from exporter.plan import files
 from exporter.plan.parallel import Plan
 
 from .sides import Given, Made
@@ -31,13 +32,16 @@ class Reference:
             )
         try:
             import torch
-            from transformers import AutoModelForCausalLM
+            from transformers import AutoConfig, AutoModelForCausalLM
             from transformers.utils import logging as transformers_logging
         except ImportError as cause:
             raise LoadError(f"running {folder} as it is needs transformers and torch: {cause}.", hint="pip install 'moetrt[export,test]'") from cause
         transformers_logging.disable_progress_bar()
         self.torch = torch
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+        # Of the family's own class, whatever else its model_type is called: classes and layouts of tensors are found by that name.
+        raw = files.read_json(folder / "config.json") | {"model_type": self.config.family}
+        config = AutoConfig.for_model(**{name: value for name, value in raw.items() if name != "auto_map"})
+        self.model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager").eval()
 
     def close(self) -> None:
         """Nothing to let go."""

@@ -16,6 +16,8 @@ from exporter.plan.manifest import TEXT_FILES
 from .found import Found, Inspection
 from .screen import cut, megabytes
 
+EMBEDDING = "embed.weight"
+"""Of which a token reads one row; a tied head reads all."""
 UNRECORDED = "a checkpoint: no hash of its files is recorded; headers and sizes are whole, and its fingerprint is computed anew"
 
 
@@ -76,7 +78,8 @@ def _parameters(config: ModelConfig) -> str:
             size = _layers(key, config) * prod(key.shape(config))
             by_expert = "{expert}" in key.hf
             every += size * (config.experts if by_expert else 1)
-            one_token += size * (config.routing.top_k if by_expert and config.routing else 1)
+            if key.name != EMBEDDING or config.tied:
+                one_token += size * (config.routing.top_k if by_expert and config.routing else 1)
     return f"{_count(every)}, of which {_count(one_token)} for a token" if config.routing else _count(every)
 
 

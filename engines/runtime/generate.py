@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 
 PREFILL = 256
-"""Prompt tokens that go through the model at once: bounds the memory of activations."""
+"""Prompt tokens that go through the model at once, all rows': bounds the memory of activations."""
 
 
-def chunks(tokens: int) -> Iterator[slice]:
-    """A prompt's tokens, ``PREFILL`` at a time."""
-    for begin in range(0, tokens, PREFILL):
-        yield slice(begin, min(begin + PREFILL, tokens))
+def chunks(tokens: int, rows: int = 1) -> Iterator[slice]:
+    """The tokens of prompts side by side, ``PREFILL`` of all rows at a time."""
+    each = max(PREFILL // rows, 1)
+    for begin in range(0, tokens, each):
+        yield slice(begin, min(begin + each, tokens))
 
 
 def generate(chain: "Chain", prompts: list[list[int]], max_tokens: int, sampling: Sampling, stops: tuple[int, ...]) -> Iterator[list[int | None]]:
@@ -59,7 +60,7 @@ def prefill(chain: "Chain", prompts: list[list[int]], cache: "Cache") -> "np.nda
         padded[row, : len(prompt)] = prompt
     last = np.array([len(prompt) - 1 for prompt in prompts])
     result = np.empty((rows, chain.config.vocab), np.float32)
-    for part in chunks(longest):
+    for part in chunks(longest, rows):
         inside = (last >= part.start) & (last < part.stop)
         select = np.where(inside, last - part.start, 0)[:, None]
         logits = chain.step(np.ascontiguousarray(padded[:, part]), np.full(rows, part.start), select, cache)[:, 0]

@@ -2,12 +2,17 @@
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from exporter.errors import RunError
 from exporter.plan import files
 
+NO_TOKENIZER = (
+    "Give --token-ids; or put a tokenizer.json beside the checkpoint's config.json and export again (of a tiktoken.model, such as Kimi's, "
+    "transformers' TikTokenConverter makes one)."
+)
 UNFINISHED = "\ufffd"
 """What a decoder gives for bytes that are not yet a character."""
 
@@ -21,7 +26,7 @@ class Text:
     def __init__(self, folder: Path, bos: int | None) -> None:
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise RunError(f"{folder} has no tokenizer.json.", hint="Give --token-ids, or export from a folder that has one.")
+            raise RunError(f"{folder} has no tokenizer.json.", hint=NO_TOKENIZER)
         try:
             import tokenizers
         except ImportError as cause:
@@ -65,14 +70,32 @@ def render_chat(folder: Path, messages: Sequence[dict[str, Any]], add_generation
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as cause:
         raise RunError(f"the chat template of {folder} needs jinja2, which cannot be imported: {cause}.", hint="pip install 'moetrt[ort]'") from cause
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals["raise_exception"] = _raiser(jinja2.TemplateError)
-    tokens = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _marking()])
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": _raiser(jinja2.TemplateError), "strftime_now": lambda form: datetime.now().strftime(form)}
+    given = {name: _content(config.get(name)) for name in ("bos_token", "eos_token", "pad_token", "unk_token")} | {"tools": None, "documents": None}
     try:
-        return environment.from_string(source).render(messages=messages, add_generation_prompt=add_generation_prompt, **tokens)
-    except (jinja2.TemplateError, TypeError) as cause:
+        return environment.from_string(source).render(messages=messages, add_generation_prompt=add_generation_prompt, **given)
+    except (jinja2.TemplateError, TypeError, ValueError) as cause:
         raise RunError(f"the chat template of {folder} refuses the messages: {cause}.") from cause
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Sequence[str] | None = None, sort_keys: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators and tuple(separators), sort_keys=sort_keys)
+
+
+def _marking() -> type:
+    """The tag ``{% generation %}``, which marks what the assistant says for whoever trains: here its content stands as it is."""
+    from jinja2.ext import Extension
+
+    class Marking(Extension):
+        tags = frozenset({"generation"})
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    return Marking
 
 
 def _template(folder: Path, config: dict[str, Any]) -> str | None:

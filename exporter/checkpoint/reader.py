@@ -121,6 +121,8 @@ class Checkpoint:
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         self.folder, self.config = folder, config
         self.headers = _read_headers(folder)
+        self.indexed = set(_read_index(folder / INDEX).values())
+        """Names of files; none where there is no index."""
 
     def fingerprint(self) -> str:
         """sha256 as docs/formats.md has it: name, dtype, shape and both ends of every tensor, in name order."""
@@ -156,7 +158,8 @@ class Checkpoint:
         if found:
             hints = dict.fromkeys(hint for _, hint in found)
             raise CheckpointError("\n  ".join(f"{self.folder} {message}" for message, _ in found), hint=" ".join(hints))
-        return {name: reason for name in self.headers if (reason := _reason(name, config, unused))}
+        wanted = dict(_wanted(config, keys))
+        return {name: reason for name in self.headers if name not in wanted and (reason := self._reason(name, config, unused))}
 
     def problems(self, keys: tuple[Key, ...], unused: tuple[Unused, ...]) -> tuple[Problem, ...]:
         """What :meth:`coverage` would refuse; empty when nothing."""
@@ -165,7 +168,7 @@ class Checkpoint:
 
     def _findings(self, config: ModelConfig, keys: tuple[Key, ...], unused: tuple[Unused, ...]) -> list[tuple[str, str]]:
         wanted = dict(_wanted(config, keys))
-        unknown = [name for name in self.headers if name not in wanted and _reason(name, config, unused) is None]
+        unknown = [name for name in self.headers if name not in wanted and self._reason(name, config, unused) is None]
         wrong = [text for name, want in wanted.items() if name in self.headers and (text := want.complaint(name, self.headers[name]))]
         groups = (
             ("lacks", [name for name in wanted if name not in self.headers], _BELONGS),
@@ -173,6 +176,13 @@ class Checkpoint:
             ("has wrongly stored:", wrong, "Check that config.json belongs to these files, quantization_config included."),
         )
         return [(f"{verb} {_some(sorted(names))}.", hint) for verb, names, hint in groups if names]
+
+    def _reason(self, name: str, config: ModelConfig, unused: tuple[Unused, ...]) -> str | None:
+        """Why no plan uses a tensor that the model does not have; None where it should not be there."""
+        known = next((rule.because for rule in unused if re.fullmatch(rule.pattern(config), name)), None)
+        if known is None and self.indexed and (file := self.headers[name].file.name) not in self.indexed:
+            return f"in {file}, which {INDEX} does not name"
+        return known
 
 
 _BELONGS = "Check that all files are there and that config.json belongs to them (layers, experts)."
@@ -202,10 +212,6 @@ def _wanted(config: ModelConfig, keys: tuple[Key, ...]) -> Iterator[tuple[str, W
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" … {len(names)} in all" if len(names) > 3 else "")
-
-
-def _reason(name: str, config: ModelConfig, unused: tuple[Unused, ...]) -> str | None:
-    return next((rule.because for rule in unused if re.fullmatch(rule.pattern(config), name)), None)
 
 
 def _read_headers(folder: Path) -> dict[str, TensorInfo]:

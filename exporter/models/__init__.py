@@ -8,9 +8,14 @@ from ..errors import ConfigError
 from ..plan import files
 from ..plan.config import ModelConfig
 from . import deepseek
+from .text import with_text
 
 FAMILIES: dict[str, ModuleType] = {"deepseek_v2": deepseek, "deepseek_v3": deepseek}
 """config.json's ``model_type`` → the module with ``read_config``, ``KEYS`` and ``UNUSED``."""
+ALIASES = {"kimi_k2": "deepseek_v3"}
+"""A ``model_type`` of others → the family whose architecture and tensors it has, under the same names."""
+UNBUILT = {"deepseek_v32": "DeepSeek-V3.2's sparse attention is not built"}
+"""A ``model_type`` that a user may well bring → why it is refused."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,14 @@ def read_model(folder: Path) -> Model:
     raw = files.read_json(path, ConfigError)
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a {type(raw).__name__}, where an object is expected.")
-    family = raw.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise ConfigError(f"{path} has model_type {family!r}.", hint=f"Known are {', '.join(sorted(FAMILIES))}.")
+    said = raw.get("model_type")
+    name = said if isinstance(said, str) else ""
+    family = ALIASES.get(name, name)
+    if family not in FAMILIES:
+        why = f": {UNBUILT[name]}" if name in UNBUILT else ""
+        raise ConfigError(f"{path} has model_type {said!r}{why}.", hint=f"Known are {', '.join(sorted(FAMILIES | ALIASES))}.")
     try:
-        return Model(path.parent, FAMILIES[family].read_config(raw, family))
+        config = FAMILIES[family].read_config(raw, family)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error.message}", error.hint) from None
+    return Model(path.parent, with_text(config, path.parent))

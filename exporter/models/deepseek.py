@@ -8,6 +8,7 @@ from ..checkpoint.keys import Key, Unused
 from ..errors import ConfigError
 from ..plan.config import ModelConfig, Routing, Yarn
 from ..plan.parallel import Shard
+from .text import token_ids
 
 KEYS = (
     Key("model.embed_tokens.weight", "embed.weight", "embed.weight", lambda c: (c.vocab, c.hidden), "rows"),
@@ -87,8 +88,8 @@ def read_config(raw: dict[str, Any], family: str) -> ModelConfig:
         tied=_flag(raw, "tie_word_embeddings", False),
         stored=_stored(raw),
         fp8_block=None if fp8 is None else fp8["weight_block_size"][0],
-        bos=next(iter(_ids(raw, "bos_token_id")), None),
-        eos=_ids(raw, "eos_token_id"),
+        bos=next(iter(token_ids(raw, "bos_token_id")), None),
+        eos=token_ids(raw, "eos_token_id"),
     )
 
 
@@ -102,11 +103,23 @@ def _refuse_unsupported(raw: dict[str, Any], family: str) -> None:
         raise ConfigError(f"num_key_value_heads is {raw['num_key_value_heads']}, num_attention_heads is {raw.get('num_attention_heads')}: latent attention has as many of each.")
     if family == "deepseek_v2" and raw.get("norm_topk_prob"):
         raise ConfigError("norm_topk_prob is true for deepseek_v2; the reference implementations disagree on what that means.", hint="All released V2 models have false.")
-    quantization = raw.get("quantization_config")
-    if quantization is not None:
-        block = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
-        if not isinstance(quantization, dict) or quantization.get("quant_method") != "fp8" or not _square(block):
-            raise ConfigError(f"quantization_config is {str(quantization)[:80]}; only FP8 with square weight blocks is supported.", hint="quant_method fp8, weight_block_size [128, 128].")
+    if raw.get("index_topk") is not None:
+        raise ConfigError(f"index_topk is {raw['index_topk']!r}: the sparse attention of DeepSeek-V3.2 is not built.", hint="V3.1 and before attend to all positions.")
+    if raw.get("quantization_config") is not None:
+        _refuse_quantization(raw["quantization_config"])
+
+
+def _refuse_quantization(found: Any) -> None:
+    """All but what DeepSeek's releases are stored in."""
+    stored = found if isinstance(found, dict) else {}
+    method, block = stored.get("quant_method"), stored.get("weight_block_size")
+    if method == "fp8" and _square(block):
+        return
+    told = f"weight_block_size {block!r}" if method == "fp8" else f"quant_method {method!r}"
+    raise ConfigError(
+        f"quantization_config has {told}; only FP8 with square weight blocks is supported.",
+        hint="Bring the model in BF16, or in the FP8 of DeepSeek's releases; `moetrt quantize` makes INT8 and INT4.",
+    )
 
 
 def _square(block: Any) -> bool:
@@ -203,15 +216,6 @@ def _number(raw: dict[str, Any], name: str, default: float | None = None) -> flo
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
         raise ConfigError(f"{name} is {value!r}; a number is expected.")
     return float(value)
-
-
-def _ids(raw: dict[str, Any], name: str) -> tuple[int, ...]:
-    """Token ids, given as one or as a list."""
-    value = raw.get(name)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(token) is int and token >= 0 for token in ids):
-        raise ConfigError(f"{name} is {value!r}; a token id or a list of them is expected.")
-    return tuple(ids)
 
 
 def _flag(raw: dict[str, Any], name: str, default: bool) -> bool:

@@ -133,3 +133,16 @@ def test_the_fingerprint_knows_order_of_neither_files_nor_tensors_but_every_tens
     assert opened(rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": tensors.pop("lm_head.weight")}))).fingerprint() == before
     rewrite(folder, lambda tensors: tensors["lm_head.weight"][-1, -1].add_(1))
     assert opened(folder).fingerprint() != before
+
+
+def test_a_file_outside_the_index_is_left_out_by_name_unless_it_repeats_the_models_tensors(tmp_path):
+    from safetensors.torch import save_file
+
+    folder, family = tiny.write_checkpoint(tmp_path / "model", tiny.tiny_config("v3")), FAMILIES["deepseek_v3"]
+    config = read_model(folder).config
+    save_file({"base_model.lora_A.weight": torch.zeros(2)}, folder / "adapter_model.safetensors")
+    unused = Checkpoint(folder, config).coverage(config, family.KEYS, family.UNUSED)
+    assert unused == {"base_model.lora_A.weight": "in adapter_model.safetensors, which model.safetensors.index.json does not name"}
+    save_file({"model.norm.weight": torch.zeros(64)}, folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="model.norm.weight is both in adapter_model.safetensors and in"):
+        Checkpoint(folder, config)

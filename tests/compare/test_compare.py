@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,14 @@ def test_engines_and_their_checkpoint_are_the_same(moetrt, engines, checkpoint, 
     assert [one["name"] for one in report["outputs"]] == ["logits", "decode"]
     assert set(report["outputs"][0]) >= {"name", "max_abs", "cosine", "relative_l2", "kl", "top1_agreement"}
     assert report["outputs"][0]["top1_agreement"] == 1
+
+
+def test_a_checkpoint_of_another_type_name_is_run_as_the_family_that_it_is(moetrt, engines, checkpoint, prompts, tmp_path):
+    """As Kimi-K2 is, whose code transformers would have to download."""
+    folder = Path(shutil.copytree(checkpoint("v3"), tmp_path / "kimi"))
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "kimi_k2", "auto_map": {"AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert moetrt("compare", engines("v3", 2), folder, "--prompts", prompts).code == 0
 
 
 @pytest.mark.parametrize("mode", ["segments", "drift"])

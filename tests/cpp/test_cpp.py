@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import tiny
 
 from engines import load
+from engines.runtime.generate import PREFILL
 from exporter.errors import MoetrtError
 
 PROGRAM = Path(__file__).parents[2] / "build/cpp/moetrt-run"
@@ -78,11 +80,17 @@ def test_int8_engines_too(engines, tmp_path, tensor):
     assert cpp_logits(tmp_path / "ort", tmp_path / "logits") == python_logits(tmp_path / "ort")
 
 
-def test_long_prompts_go_in_the_same_chunks(engines, tmp_path, monkeypatch):
-    folder = engines("v3", 2)
-    long = np.random.default_rng(0).integers(2, 128, 120).tolist()
+def test_long_prompts_go_in_the_same_chunks(tmp_path, monkeypatch):
+    from engines.build import EngineRequest, build_engines
+    from exporter.graph.export import ExportRequest, export_model
+    from exporter.plan.parallel import Plan
+
+    tiny.write_checkpoint(tmp_path / "model", tiny.tiny_config("v3", max_position_embeddings=640))
+    export_model(ExportRequest(tmp_path / "model", tmp_path / "graphs", Plan(2)))
+    build_engines(EngineRequest(tmp_path / "graphs", "ort", tmp_path / "ort"))
+    long = np.random.default_rng(0).integers(2, 128, 2 * PREFILL + 88).tolist()
     monkeypatch.setitem(globals(), "PROMPT", long)
-    assert cpp_logits(folder, tmp_path / "logits") == python_logits(folder)
+    assert cpp_logits(tmp_path / "ort", tmp_path / "logits") == python_logits(tmp_path / "ort")
 
 
 @pytest.mark.parametrize(("family", "tensor", "pipeline"), [("v3", 1, 1), ("v3", 2, 2), ("v2-lite", 4, 1)])
@@ -160,8 +168,12 @@ def test_requests_that_cannot_be_served_are_refused_in_the_same_words(engines):
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [(["--max-tokens", "few"], "--max-tokens is 'few'"), (["--max-tokens"], "needs a value"), (["--colour"], "no option '--colour'"), (["--token-ids", "1,x"], "--token-ids is 'x'")],
-)
+    [
+        (["--max-tokens", "few"], "--max-tokens is 'few'"), (["--max-tokens", "0"], "--max-tokens is 0; it must be 1 or more."), (["--max-tokens"], "needs a value"),
+        (["--threads", "-1"], "--threads is -1"), (["--colour"], "no option '--colour'"), (["--token-ids", "1,x"], "--token-ids is 'x'"),
+        (["--temperature", "-1"], "--temperature is -1"), (["--top-p", "2"], "--top-p is 2"), (["--plugins", "lib.so"], "need no library of kernels"),
+    ],
+)  # fmt: skip
 def test_wrong_words_are_exit_2(engines, options, told):
     done = call(engines("v3"), *options)
     assert done.returncode == 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engines.prompts import read_prompts
-from engines.runtime.text import Text
+from engines.runtime.text import Text, render_chat
 from exporter.errors import RunError, UsageError
 
 TINY = Path(__file__).parents[2] / "examples/tiny-v3"
@@ -53,6 +53,21 @@ def test_conversations_are_those_of_transformers(folder, tmp_path, messages):
     wanted = reference(text, add_special_tokens=False).input_ids
     assert read(tmp_path / "p.jsonl", there, {"messages": messages}) == [wanted]
     assert wanted.count(0) == 1, "one bos, the template's"
+
+
+RICH = """{{ bos_token }}{% if tools is not none %}tools: {{ tools }}{% endif %}
+{%- for message in messages %}{% if message.role == 'assistant' %}{% generation %}{{ message.content | tojson(ensure_ascii=False) }}{% endgeneration %}
+{%- else %}{{ {'é': message.content} | tojson(indent=1, separators=(',', ':'), sort_keys=True) }}{{ strftime_now('%Y') }}{% endif %}{% endfor %}"""
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS, ids=["user", "system first", "three turns"])
+def test_what_transformers_gives_templates_is_there(folder, tmp_path, messages):
+    from transformers import AutoTokenizer
+
+    there = folder(chat_template=RICH)
+    text = AutoTokenizer.from_pretrained(there).apply_chat_template(messages, tokenize=False)
+    assert render_chat(there, messages, False) == text
+    assert "é" in text and "tools" not in text
 
 
 def test_a_template_may_lie_in_a_file_or_among_others_or_with_tokens_as_objects(folder, tmp_path):

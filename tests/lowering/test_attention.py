@@ -143,5 +143,5 @@ def test_positions_beyond_the_cache_are_refused_not_written(ops_library: Path) -
     _, after = session.run(None, {**feeds, **panels, "start": np.array([4])})
     assert after[0, :4].sum() == 4 * 24
     for start in (5, -1, 2**62):
-        with pytest.raises(Exception, match=rf"row 0 has tokens from position {start} on; cache and tables have 6"):
+        with pytest.raises(Exception, match=rf"row 0 has tokens from position {start} on; cache and tables have 6. Give a longer cache"):
             session.run(None, {**feeds, **panels, "start": np.array([start])})

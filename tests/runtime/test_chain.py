@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engines import load
+from engines.runtime import generate
 from exporter.errors import RunError
 from exporter.plan.schedule import AllReduce, Launch
 
@@ -53,6 +54,18 @@ def test_the_stream_is_the_list_and_the_batch_is_the_rows(chain):
     tokens = chain.generate(PROMPT, 12, ignore_eos=True)
     assert list(chain.stream(PROMPT, 12, ignore_eos=True)) == tokens
     assert chain.generate_batch([PROMPT, PROMPT[:2], PROMPT[:4]], 12, ignore_eos=True)[0] == tokens
+
+
+def test_rows_side_by_side_share_a_chunk(chain, monkeypatch):
+    """What goes through at once is bounded over all rows, and a row's tokens are what they are alone."""
+    prompts = [PROMPT * 5, PROMPT, PROMPT * 3]
+    alone = [chain.generate(prompt, 6, ignore_eos=True) for prompt in prompts]
+    seen, step = [], chain.step
+    monkeypatch.setattr("engines.runtime.generate.PREFILL", 24)
+    monkeypatch.setattr(chain, "step", lambda token_ids, *given: seen.append(token_ids.shape) or step(token_ids, *given))
+    assert chain.generate_batch(prompts, 6, ignore_eos=True) == alone
+    assert seen == [(3, 8)] * 3 + [(3, 6)] + [(3, 1)] * 5
+    assert list(generate.chunks(3, 40)) == [slice(0, 1), slice(1, 2), slice(2, 3)]
 
 
 def test_drawn_text_repeats_with_its_seed(chain):

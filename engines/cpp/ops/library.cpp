@@ -35,8 +35,8 @@ using Type = ONNXTensorElementDataType;
 constexpr Type kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, kBytes = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8, kIds = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 constexpr Type kScale = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;  // float32 or bfloat16
 
-void require(bool right, const std::string& problem) {
-  if (!right) throw Error(problem, "Build the engines again.");
+void require(bool right, const std::string& problem, const char* hint = "Build the engines again.") {
+  if (!right) throw Error(problem, hint);
 }
 
 std::size_t size(std::int64_t number) { return static_cast<std::size_t>(number); }
@@ -273,8 +273,10 @@ class AttentionKernel {
     made.v_up.values = inputs.data<std::uint8_t>(8, made.heads * made.v_up.bytes(), "v_up");
     const auto most = static_cast<std::int64_t>(std::min(call.context, size(table[0])));
     for (std::size_t row = 0; row < call.batch; ++row)
-      require(call.start[row] >= 0 && call.start[row] <= most - asked[1], "LatentAttention: row " + std::to_string(row) + " has tokens from position " +
-                                                                              std::to_string(call.start[row]) + " on; cache and tables have " + std::to_string(most) + ".");
+      require(call.start[row] >= 0 && call.start[row] <= most - asked[1],
+              "LatentAttention: row " + std::to_string(row) + " has tokens from position " + std::to_string(call.start[row]) + " on; cache and tables have " +
+                  std::to_string(most) + ".",
+              "Give a longer cache, or fewer tokens.");
     const auto* cache = inputs.data<float>(3, entries, "the cache");
     call.cache = inputs.output<float>(1, held);
     if (call.cache != cache) std::copy_n(cache, entries, call.cache);
@@ -319,6 +321,13 @@ class RouteKernel {
   kernels::RouteParams params_;
 };
 
+// An error as ONNX Runtime hands it on, its hint with it.
+OrtStatusPtr status(const std::exception& problem) {
+  const auto* ours = dynamic_cast<const Error*>(&problem);
+  const std::string told = ours && !ours->hint().empty() ? std::string(problem.what()) + " " + ours->hint() : problem.what();
+  return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, told.c_str());
+}
+
 // ONNX Runtime's half of an op: names, types, and errors as statuses.
 template <typename Kernel>
 struct Running {
@@ -328,7 +337,7 @@ struct Running {
       kernel.run(context);
       return nullptr;
     } catch (const std::exception& problem) {
-      return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, problem.what());
+      return status(problem);
     }
   }
   Kernel kernel;
@@ -344,7 +353,7 @@ struct Op : Ort::CustomOpBase<Op<Kernel>, Running<Kernel>, true> {
       *made = std::make_unique<Running<Kernel>>(info).release();
       return nullptr;
     } catch (const std::exception& problem) {
-      return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, problem.what());
+      return status(problem);
     }
   }
   [[nodiscard]] const char* GetName() const { return name; }

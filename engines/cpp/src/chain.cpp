@@ -14,7 +14,7 @@
 namespace moetrt {
 namespace {
 
-constexpr std::int64_t kPrefill = 256;     // prompt tokens that go through the model at once
+constexpr std::int64_t kPrefill = 256;     // prompt tokens that go through the model at once, all rows'
 constexpr std::int64_t kCacheStep = 64;    // cache lengths are multiples of this
 constexpr std::chrono::seconds kGrace{1};  // for ranks to end or to come to where they wait, after another has failed
 
@@ -292,8 +292,9 @@ Array Chain::prefill(std::span<const std::vector<std::int64_t>> prompts, Cache& 
   for (const auto& prompt : prompts) longest = std::max(longest, static_cast<std::int64_t>(prompt.size()));
   Array result("float32", {rows, manifest().vocab});
   const std::size_t width = static_cast<std::size_t>(manifest().vocab);
-  for (std::int64_t begin = 0; begin < longest; begin += kPrefill) {
-    const std::int64_t count = std::min(kPrefill, longest - begin);
+  const std::int64_t each = std::max<std::int64_t>(kPrefill / std::max<std::int64_t>(rows, 1), 1);
+  for (std::int64_t begin = 0; begin < longest; begin += each) {
+    const std::int64_t count = std::min(each, longest - begin);
     Array ids("int64", {rows, count}), select("int64", {rows, 1});  // padded on the right with zeros
     std::vector<std::size_t> ending;
     for (std::size_t row = 0; row < prompts.size(); ++row) {

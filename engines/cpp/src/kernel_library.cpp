@@ -42,7 +42,7 @@ fs::path find_kernel_library(const std::vector<Manifest>& ranks, const fs::path&
   const fs::path folder = ranks.front().folder.parent_path();
   const std::vector<PluginLibrary> needed = recorded_by(ranks);
   if (needed.empty() && !given.empty())
-    throw Error(folder.string() + " holds engines that need no library of kernels, but " + given.string() + " is given.", "Leave --plugins out.");
+    throw UsageError(folder.string() + " holds engines that need no library of kernels, but " + given.string() + " is given.", "Leave --plugins out.");
   if (needed.empty()) return {};
   const fs::path file = given.empty() ? folder / needed.front().name : given;
   // Absolute, so that the file that is checked is the one that is loaded: a bare name would be looked for elsewhere.

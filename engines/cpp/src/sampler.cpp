@@ -20,8 +20,8 @@ std::string shown(double value) {
 }  // namespace
 
 Sampler::Sampler(const Sampling& sampling, std::uint64_t row) : sampling_(sampling) {
-  if (!(sampling.temperature >= 0)) throw Error("--temperature is " + shown(sampling.temperature) + "; it must be 0 or more.", "0 is greedy.");
-  if (!(sampling.top_p > 0 && sampling.top_p <= 1)) throw Error("--top-p is " + shown(sampling.top_p) + "; it must be above 0 and at most 1.");
+  if (!(sampling.temperature >= 0)) throw UsageError("--temperature is " + shown(sampling.temperature) + "; it must be 0 or more.", "0 is greedy.");
+  if (!(sampling.top_p > 0 && sampling.top_p <= 1)) throw UsageError("--top-p is " + shown(sampling.top_p) + "; it must be above 0 and at most 1.");
   std::random_device fresh;
   const std::uint64_t seed = sampling.seed.value_or((static_cast<std::uint64_t>(fresh()) << 32) | fresh());
   std::seed_seq mixed{static_cast<std::uint32_t>(seed), static_cast<std::uint32_t>(seed >> 32), static_cast<std::uint32_t>(row)};

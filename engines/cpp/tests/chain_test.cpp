@@ -67,6 +67,18 @@ TEST_CASE("a chain walks what was recorded") {
   CHECK(chain.logits(std::vector<std::int64_t>{0, 0, 0}).size() == 3 * 32);
 }
 
+TEST_CASE("prompts go through in chunks, which rows side by side share") {
+  const json data = changed([](json& record) { record["max_context"] = 640; });
+  std::vector<Dims> seen;
+  Chain chain = Chain::load(saved({data}), std::make_unique<ZerosOpener>(&seen), true);
+  const auto row = [](std::size_t tokens) { return std::vector<std::int64_t>(tokens, 0); };
+  chain.logits(row(600));
+  CHECK(seen == std::vector<Dims>{{1, 256}, {1, 256}, {1, 88}});
+  seen.clear();
+  chain.generate_batch(std::vector<std::vector<std::int64_t>>{row(200), row(7), row(90)}, {.max_tokens = 2, .sampling = {}, .ignore_eos = true});
+  CHECK(seen == std::vector<Dims>{{3, 85}, {3, 85}, {3, 30}, {3, 1}});
+}
+
 TEST_CASE("logits of another size or dtype than the vocabulary's are refused, before memory for them is asked for") {
   CHECK(refusal([](json& data) { signature(data)["outputs"][0]["shape"][2] = 31; }) == kLogits);
   CHECK(refusal([](json& data) { signature(data)["outputs"][0]["shape"][1] = 3; }) == kLogits);  // right for the prompt, not for a step

@@ -38,9 +38,7 @@ constexpr const char* kUsage =
     "  --json               Print one JSON document.\n"
     "  --help               Show this message.\n";
 
-struct UsageError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
+using moetrt::UsageError;
 
 struct Request {
   std::string engines, onnxruntime, oniguruma, plugins, logits;
@@ -59,6 +57,13 @@ Number number(const std::string& option, const std::string& text) {
   return value;
 }
 
+template <typename Number>
+Number positive(const std::string& option, const std::string& text) {
+  const auto value = number<Number>(option, text);
+  if (value < 1) throw UsageError(option + " is " + text + "; it must be 1 or more.");
+  return value;
+}
+
 std::vector<std::int64_t> ids(const std::string& text) {
   std::vector<std::int64_t> found;
   std::stringstream parts(text);
@@ -71,11 +76,11 @@ Request parse(const std::vector<std::string>& words) {
   const std::map<std::string, std::function<void(const std::string&)>> options{
       {"--prompt", [&](const std::string& text) { made.prompt = text; }},
       {"--token-ids", [&](const std::string& text) { made.token_ids = ids(text); }},
-      {"--max-tokens", [&](const std::string& text) { made.generation.max_tokens = number<std::int64_t>("--max-tokens", text); }},
+      {"--max-tokens", [&](const std::string& text) { made.generation.max_tokens = positive<std::int64_t>("--max-tokens", text); }},
       {"--temperature", [&](const std::string& text) { made.generation.sampling.temperature = number<double>("--temperature", text); }},
       {"--top-p", [&](const std::string& text) { made.generation.sampling.top_p = number<double>("--top-p", text); }},
       {"--seed", [&](const std::string& text) { made.generation.sampling.seed = number<std::uint64_t>("--seed", text); }},
-      {"--threads", [&](const std::string& text) { made.threads = number<int>("--threads", text); }},
+      {"--threads", [&](const std::string& text) { made.threads = positive<int>("--threads", text); }},
       {"--onnxruntime", [&](const std::string& text) { made.onnxruntime = text; }},
       {"--oniguruma", [&](const std::string& text) { made.oniguruma = text; }},
       {"--plugins", [&](const std::string& text) { made.plugins = text; }},
@@ -180,7 +185,7 @@ int main(int count, char** words) {
     request.logits.empty() ? generate(request, prompt, text, chain) : write_logits(request, prompt, chain);
     return 0;
   } catch (const UsageError& error) {
-    return refuse(error.what(), "moetrt-run --help", 2);
+    return refuse(error.what(), error.hint().empty() ? "moetrt-run --help" : error.hint(), 2);
   } catch (const moetrt::Error& error) {
     return refuse(error.what(), error.hint(), 1);
   } catch (const std::exception& error) {

@@ -17,4 +17,10 @@ class Error : public std::runtime_error {
   std::string hint_;
 };
 
+// What was asked for is at fault, not what it was asked of: programs end with 2 instead of 1.
+class UsageError : public Error {
+ public:
+  using Error::Error;
+};
+
 }  // namespace moetrt
