@@ -180,6 +180,15 @@ def test_wrong_words_are_exit_2(engines, options, told):
     assert told in done.stderr
 
 
+def test_without_a_library_the_linkers_own_is_taken_or_named(engines, tmp_path):
+    words = [PROGRAM, engines("v3"), "--token-ids", "3,17", "--max-tokens", "4", "--ignore-eos"]
+    absent = subprocess.run(words, capture_output=True, text=True, check=False, env={"LD_LIBRARY_PATH": str(tmp_path)})
+    assert (absent.returncode, "libonnxruntime.so.1" in absent.stderr, "Give its path" in absent.stderr) == (1, True, True)
+    (tmp_path / "libonnxruntime.so.1").symlink_to(LIBRARY)
+    found = subprocess.run(words, capture_output=True, text=True, check=False, env={"LD_LIBRARY_PATH": str(tmp_path)})
+    assert (found.returncode, len(found.stdout.split(","))) == (0, 4), found.stderr
+
+
 def test_a_library_that_is_none_is_named(engines):
     done = subprocess.run([PROGRAM, engines("v3"), "--onnxruntime", "/nowhere/lib.so", "--token-ids", "1"], capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -180,7 +180,6 @@ class OrtSession : public Session {
 
 OrtSession::OrtSession(const Opening& opening, const Manifest& rank, int threads, const std::filesystem::path& library, std::optional<Place> place)
     : opening_(opening), ports_(opening_.signature, opening.graph.string()), captures_(place && place->captures) {
-  Runtime::open();
   const Provider provider = rank.providers.empty() ? Provider{kCpu, {}} : rank.providers.front();
   require(provider);
   try {
@@ -266,6 +265,7 @@ class OrtOpener : public Opener {
   OrtOpener(int threads, std::filesystem::path library, std::optional<Place> place) : threads_(threads), library_(std::move(library)), place_(std::move(place)) {}
 
   std::unique_ptr<Session> open(const Opening& opening, const Manifest& rank) override {
+    Runtime::open();  // before a session has members: ONNX Runtime's own, even empty ones, call its library
     const std::optional<Place> place = place_ || rank.providers.empty() ? place_ : place_of(rank.providers.front());
     return std::make_unique<OrtSession>(opening, rank, threads_, library_, place);
   }
