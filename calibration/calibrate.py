@@ -100,12 +100,20 @@ class Job:
     there: Table | None
     """The table of an equal request, made before."""
 
+    @property
+    def first(self) -> list[list[int]]:
+        """Token ids of the prompts to begin with."""
+        return self.rows[: self.request.samples]
+
     def summary(self) -> str:
         if self.there:
             return f"{self.request.output}: would be kept"
-        first = self.rows[: self.request.samples]
-        rest = len(self.rows) - len(first)
-        return f"{self.request.output}: would see {sum(map(len, first))} tokens of {len(first)} prompts" + (f", {rest} more where experts lack tokens" if rest else "")
+        rest = len(self.rows) - len(self.first)
+        return f"{self.request.output}: would see {sum(map(len, self.first))} tokens of {len(self.first)} prompts" + (f", {rest} more where experts lack tokens" if rest else "")
+
+    def report(self) -> dict[str, Any]:
+        """What ``moetrt calibrate --dry-run --json`` prints."""
+        return {"output": str(self.request.output), "kept": self.there is not None, "prompts": len(self.first), "tokens": sum(map(len, self.first)), "prompts_in_reserve": len(self.rows) - len(self.first)}
 
 
 def plan_calibration(request: CalibrationRequest) -> Job:
@@ -125,7 +133,11 @@ def _there(path: Path, digest: str) -> Table | None:
     """
     if not path.is_file():
         return None
-    if files.read_json(path).get("kind") != Table.kind:
+    try:
+        kind = files.read_json(path).get("kind")
+    except (LoadError, AttributeError):
+        kind = None
+    if kind != Table.kind:
         raise LoadError(f"{path} is there and is no calibration table.", hint="Choose another --output.")
     try:
         found = read_table(path)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.reader import stored_array
 from exporter.errors import RunError
+from exporter.graph.reading import load_graph
 from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.manifest import GraphsRank
@@ -180,10 +181,9 @@ class Collection:
             advance(part.name)
 
     def _segment(self, number: int, index: int, part: Part, given: Sequence[Batch]) -> None:
-        import onnx
 
         record = part.ranks[0]
-        graph = onnx.load(self.graphs / records.rank_folder(record.rank) / record.segments.graphs[part.name], load_external_data=False).graph
+        graph = load_graph(self.graphs / records.rank_folder(record.rank) / record.segments.graphs[part.name]).graph
         taps = find_taps(graph)
         observer = SegmentObserver(part, taps, self.graphs)
         wanted = [*dict.fromkeys(taps.linears.values()), *([taps.chosen] if taps.chosen else [])]

@@ -37,7 +37,8 @@ def calibrate(graphs: Path, prompts: Path, output: Path, dry_run: bool, as_json:
 
     request = CalibrationRequest(graphs, prompts, output, **asked)
     if dry_run:
-        click.echo(plan_calibration(request).summary())
+        job = plan_calibration(request)
+        click.echo(json.dumps(job.report()) if as_json else job.summary())
         return
     with progress.rounds("calibrate", quiet) as told:
         made = run(request, told)
@@ -70,7 +71,8 @@ def quantize(held_out: Path | None, max_kl: float | None, max_tokens: int, dry_r
 
     request = AdaptiveRequest(QuantizeRequest(**asked), held_out, max_kl, max_tokens)
     if dry_run:
-        click.echo(plan_quantization(request.what).summary())
+        job = plan_quantization(request.what)
+        click.echo(json.dumps(job.report()) if as_json else job.summary())
         return
     made = quantize_with_evidence(request, partial(progress.bar, quiet=quiet))
     click.echo(json.dumps(made.report()) if as_json else made.summary())

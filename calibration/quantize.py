@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from exporter import __version__
 from exporter.checkpoint.writer import Entry, bytes_of, layout_of, write_entries
 from exporter.errors import ExportError, LoadError, UsageError
+from exporter.graph.reading import load_graph
 from exporter.models.weights import DTYPES
 from exporter.plan import files
 from exporter.plan import manifest as records
@@ -105,6 +106,10 @@ class Job:
         kept = f", {len(self.kept)} kept" if self.kept else ""
         return f"{self.request.output}: would quantise rank(s) {list(self.todo)} as {self.request.scheme}{kept}"
 
+    def report(self) -> dict[str, Any]:
+        """What ``moetrt quantize --dry-run --json`` prints."""
+        return {"output": str(self.request.output), "scheme": self.request.scheme, "ranks": list(self.todo), "kept": list(self.kept), "float_bytes": self.bytes}
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -166,6 +171,8 @@ def plan_quantization(request: QuantizeRequest, sensitivity: dict[str, float] | 
     records.require_own_folder(request.output, "graphs", ExportError)
     table_hash = files.sha256_file(request.table) if request.table else None
     sensitivity = sensitivity or {}
+    made = records.shared_by_ranks(ranks[wanted[0]]) | {"quantisation": records.calibration_hash(request.scheme, table_hash, request.smooth, request.float_segments)}
+    records.require_company(GraphsRank, request.output, request.rank, made, ExportError)
     digests = {rank: _digest(request, table_hash, sensitivity, ranks[rank]) for rank in wanted}
     kept = tuple(rank for rank in wanted if records.finished(GraphsRank, records.rank_manifest(request.output, rank), digests[rank]))
     return Job(request, ranks, table, table_hash, sensitivity, {rank: digests[rank] for rank in wanted if rank not in kept}, kept)
@@ -252,9 +259,8 @@ def _entries(
 def _write_graph(insertion: Insertion, source: Path, target: Path) -> FileStamp:
     import hashlib
 
-    import onnx
 
-    data = insertion.rewrite(onnx.load(source, load_external_data=False)).SerializeToString(deterministic=True)
+    data = insertion.rewrite(load_graph(source)).SerializeToString(deterministic=True)
     files.write_bytes(target, data)
     return FileStamp(len(data), hashlib.sha256(data).hexdigest())
 

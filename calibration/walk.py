@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.backends.ort import CPU
 from engines.runtime.session import AS_WRITTEN, WEIGHTS_FOLDER, Session, value_of, zeros
+from exporter.graph.reading import load_graph
 from exporter.lowering import lower
 from exporter.plan import manifest as records
 from exporter.plan.manifest import GraphsRank
@@ -155,7 +156,7 @@ def open_segment(folder: Path, record: GraphsRank, name: str, taps: Sequence[str
     import onnx
 
     where = folder / records.rank_folder(record.rank)
-    model, _ = lower(onnx.load(where / record.segments.graphs[name], load_external_data=False), CHOICES_SHOWN)
+    model, _ = lower(load_graph(where / record.segments.graphs[name]), CHOICES_SHOWN)
     signature = record.segments.signatures[name]
     made = {output for node in model.graph.node for output in node.output} - {tensor.name for tensor in signature.outputs}
     known = _element_types(model.graph, record)

@@ -46,7 +46,7 @@ def build(graphs: Path, output: Path, quiet: bool, **asked: object) -> None:
 @click.option("--top-p", type=float, default=1.0, show_default=True, help="Draw from the likeliest tokens that reach this probability together.")
 @click.option("--seed", type=int, metavar="NUMBER", help="Makes drawing repeatable.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-sequence token.")
-@click.option("--stream", is_flag=True, help="Print text as it comes.")
+@click.option("--stream", is_flag=True, help="Print text as it comes; ids where there is no tokenizer.json.")
 @click.option("--threads", type=click.IntRange(1), metavar="THREADS", help="Threads in all; ranks share them.  [default: the cores]")
 @click.option("--plugins", type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path), metavar="FILE", help="Library of kernels that ENGINES were built with.  [default: the one beside them]")
 @options.json_output

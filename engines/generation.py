@@ -72,17 +72,19 @@ class Generation:
 def generate_text(chain: Chain, request: GenerationRequest, show: Callable[[str], None] | None = None) -> Generation:
     """Generate, and time the prompt and the tokens apart.
 
-    :param show: called with text as it comes; None where nobody reads along.
+    :param show: called with text as it comes, with ids where there is no tokenizer; None where nobody reads along.
     """
     given = request.ids()
-    text = _text(chain.folder, chain.config.bos, required=given is None or show is not None)
+    text = _text(chain.folder, chain.config.bos, required=given is None)
     prompt = text.encode(request.prompt) if given is None else given
-    streamer, tokens, begin, first = Streamer(text) if show else None, [], time.perf_counter(), None
+    streamer, tokens, begin, first = Streamer(text) if show and text else None, [], time.perf_counter(), None
     for token in chain.stream(prompt, request.max_tokens, **request.sampling):
         first = first or time.perf_counter()
         tokens.append(token)
         if streamer:
             show(streamer.add(token))
+        elif show:
+            show(f"{',' if tokens[1:] else ''}{token}")
     end = time.perf_counter()
     if streamer:
         show(streamer.end())

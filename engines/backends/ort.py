@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.layout import Placed
 from exporter.errors import BuildError
+from exporter.graph.reading import load_graph
 from exporter.lowering import NEED_OPS, lower
 from exporter.lowering.shapes import shapes_from_inputs
 from exporter.lowering.unsigned import unsigned_activations
@@ -75,7 +76,6 @@ def tools(backend: str) -> dict[str, str]:
 
 def build(able: Capabilities, request: RankBuild) -> RankEngines:
     """Lower each graph of the rank's assembly, and open it once to see that ONNX Runtime takes it."""
-    import onnx
 
     needed = record_of(request.plugins, OPS_LIBRARY) if request.plugins else None
     given, able = able, with_ops(able) if needed else able
@@ -86,7 +86,7 @@ def build(able: Capabilities, request: RankBuild) -> RankEngines:
     made, short = [], cache(partial(is_bfloat16, request.folder / name))  # each tensor is looked at once
     for launch, file in assembly.graphs.items():
         request.progress(launch, len(made) / len(assembly.graphs) * PHASE)
-        made.append(lower(onnx.load(request.source / file, load_external_data=False), able, derived, request.fast, short))
+        made.append(lower(load_graph(request.source / file), able, derived, request.fast, short))
     lowerings = tuple(one for _, records in made for one in records)
     used = any(one.chosen in NEED_OPS for one in lowerings)
     graphs, places = [lowered for lowered, _ in made], {}

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError, UsageError
+from exporter.graph.reading import load_graph
 from exporter.lowering import Derived, lower
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
@@ -157,11 +158,10 @@ def _build_graph(
     able: Capabilities, request: RankBuild, source: Path, chosen: tuple[Profile, ...]
 ) -> tuple[bytes, Parsed, tuple[Emitted, ...], tuple[Lowering, ...]]:
     """:returns: the plan, the network and the layers that it is made of, and what became of custom ops."""
-    import onnx
 
     backend, derived = able.backend, {}
     trt, log = library(backend), log_of(backend)
-    portable = onnx.load(source, load_external_data=False)
+    portable = load_graph(source)
     lowered, lowerings = lower(portable, able, derived)
     log.clear()
     builder = trt.Builder(log)

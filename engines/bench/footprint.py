@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.checkpoint.layout import Reference
+from exporter.graph.reading import load_graph
 from exporter.lowering import all_nodes
 from exporter.plan import manifest as records
 from exporter.plan.manifest import Assembly, EngineRank, GraphsRank
@@ -96,10 +97,9 @@ def cache_bytes(assembly: Assembly, batch: int, context: int) -> int:
 
 
 def _graphs(folder: Path, assembly: Assembly) -> "Iterator[onnx.GraphProto]":
-    import onnx
 
     for file in dict.fromkeys(assembly.graphs.values()):
-        yield onnx.load(folder / file, load_external_data=False).graph
+        yield load_graph(folder / file).graph
 
 
 def mapped(graph: "onnx.GraphProto", experts: int) -> Iterator[tuple[tuple[str, int], Mapped]]:

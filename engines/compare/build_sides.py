@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from exporter.checkpoint.reader import TensorInfo, read_header
 from exporter.errors import LoadError
+from exporter.graph.reading import load_graph
 from exporter.lowering import all_nodes
 from exporter.lowering.packing import source_of
 from exporter.models.weights import DTYPES, stored_tensors
@@ -121,9 +122,8 @@ def _read_plans(record: EngineRank, folder: Path, graphs: dict[str, str]) -> Ran
 
 
 def _read_graph(path: Path, quantised: set[str]) -> tuple[dict[str, Weight], list[Product]]:
-    import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    model = load_graph(path)
     headers: dict[str, dict[str, TensorInfo]] = {}
     weights = {}
     for name, tensor in portable(model).items():

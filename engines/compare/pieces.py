@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.errors import LoadError
+from exporter.graph.reading import load_graph
 from exporter.lowering import reads
 from exporter.plan.manifest import Assembly
 from exporter.plan.schedule import AllGather, AllReduce, Launch, Receive
@@ -52,9 +53,8 @@ class RankPieces:
         return self.read(next(iter(self.assembly.graphs.values())))
 
     def read(self, file: str) -> "onnx.ModelProto":
-        import onnx
 
-        return onnx.load(self.folder / file, load_external_data=False)
+        return load_graph(self.folder / file)
 
     def piece(self, name: str) -> Piece:
         """:raises LoadError: the rank's graphs do not make the segment's results."""

@@ -5,8 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from exporter.checkpoint.reader import Checkpoint
 from exporter.errors import LoadError
-from exporter.models import read_model
+from exporter.models import FAMILIES, read_model
 from exporter.plan import files
 from exporter.plan.parallel import Plan
 
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 class Reference:
     """transformers' own model, as one side."""
 
-    arithmetic, plan, fingerprint, sealed = "fp32", Plan(1), None, None
+    arithmetic, plan, sealed = "fp32", Plan(1), None
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, read_model(folder).config
-        self.max_context = self.config.positions
+        checkpoint, family = Checkpoint(folder, self.config), FAMILIES[self.config.family]
+        checkpoint.coverage(self.config, family.KEYS, family.UNUSED)  # transformers would make up what is missing
+        self.fingerprint, self.max_context = checkpoint.fingerprint(), self.config.positions
         self.identity = (str(folder.resolve()), "transformers")
         if self.config.stored == "fp8":
             raise LoadError(

@@ -35,7 +35,7 @@ def read(path: Path) -> Found:
     unused = checkpoint.coverage(config, family.KEYS, family.UNUSED)
     source = checkpoint.source()
     facts |= {
-        "tensors": f"{source.tensors:,} in {len({info.file for info in checkpoint.headers.values()})} file(s), {megabytes(source.bytes)}: {_by_dtype(checkpoint.headers)}",
+        "tensors": f"{source.tensors:,} in {len(checkpoint.files)} file(s), {megabytes(source.bytes)}: {_by_dtype(checkpoint.headers)}",
         "left out": "; ".join(f"{count:,} × {because}" for because, count in Counter(unused.values()).items()) or "nothing: every tensor is used",
         "fingerprint": source.fingerprint,
     }

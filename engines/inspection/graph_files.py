@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.errors import LoadError
+from exporter.graph.reading import load_graph
 from exporter.plan import files
 
 from ..runtime.joined import GRAPH, Joined
@@ -15,22 +15,6 @@ if TYPE_CHECKING:
     import onnx
 
 STANDARD = ("", "ai.onnx")
-
-
-def load_graph(path: Path) -> "onnx.ModelProto":
-    """The graph without its weights.
-
-    :raises LoadError: it is no ONNX file, or a damaged one.
-    """
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as cause:  # protobuf's error is of a module that need not be there
-        raise LoadError(f"{path} is no ONNX graph, or a damaged one: {cause}.", hint="Make it again with `moetrt export`.") from cause
-    if not model.ir_version or not model.HasField("graph") or not model.graph.output:
-        raise LoadError(f"{path} is no ONNX graph, or a damaged one: it has no outputs.", hint="Make it again with `moetrt export`.")
-    return model
 
 
 def read(path: Path) -> Found:

@@ -165,7 +165,9 @@ def _origin(ranks: Ranks) -> Origin:
         return Origin()
     name = records.rank_folder(ranks.first.rank)
     beside = [path for base in (ranks.folder.parent, ranks.folder.parent.parent) for path in sorted(base.glob(f"*/{name}/{MANIFEST}")) if _is(path, GraphsRank)]
-    found = next((path.parent.parent for path in beside if files.sha256_file(path) == ranks.first.graphs), None)
+    # Of folders that share the first rank the one that shares the most.
+    alike = [path.parent.parent for path in beside if files.sha256_file(path) == ranks.first.graphs]
+    found = max(alike, key=lambda folder: sum(_is_from(records.rank_manifest(folder, rank), record) for rank, record in ranks.ranks.items()), default=None)
     if found:
         what, held = f"manifests of {found.name}", [rank for rank in ranks.ranks if records.rank_manifest(found, rank).is_file()]
         return Origin(tuple(Claim(records.rank_manifest(found, rank), ranks.ranks[rank].graphs, ranks.manifest(rank), what) for rank in held), name=found.name)
@@ -174,6 +176,10 @@ def _origin(ranks: Ranks) -> Origin:
         if all(getattr(other, key) == getattr(ranks.first, key) for key in ("plan_hash", "source", "precision", "attention", "quantization")):
             return Origin(flaws=(f"{path} is not what {ranks.manifest(ranks.first.rank)} was built from, though of the same model and plan: made anew or changed since, or others",))
     return Origin(unproven=(f"the graphs that they were built from: none with the manifest {ranks.first.graphs[:12]} in the folders around",))
+
+
+def _is_from(manifest: Path, record: EngineRank) -> bool:
+    return manifest.is_file() and files.sha256_file(manifest) == record.graphs
 
 
 def _table(ranks: Ranks) -> Origin:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import UsageError
+from exporter.graph.reading import load_graph
 from exporter.lowering import LOWERINGS, lower
 from exporter.plan import files
 from exporter.plan.manifest import EngineRank, GraphsRank, Lowering, check_files
 
 from ..backends import find_backend
-from .graph_files import load_graph
 from .screen import Section, any_layer, entry, fit, joined, named_layers, over_layers, section, spans
 from .sets import Ranks, open_ranks
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.graph.reading import load_graph
 from exporter.lowering.shapes import shapes_from_inputs
 from exporter.models import FAMILIES
 from exporter.plan import manifest as records
@@ -62,7 +63,7 @@ def fuse(folder: Path, assemblies: dict[int, Assembly], config: ModelConfig, ten
             if isinstance(steps[0], Launch):
                 for rank, step in zip(ranks, steps, strict=True):
                     file = folder / records.rank_folder(rank) / assemblies[rank].graphs[step.graph]
-                    _add(model, onnx.load(file, load_external_data=False), given[rank], records.rank_folder(rank), there)
+                    _add(model, load_graph(file), given[rank], records.rank_folder(rank), there)
             else:
                 graph.node.extend(_collective(steps, [given[rank] for rank in ranks], assemblies[first]))
         for rank in ranks:

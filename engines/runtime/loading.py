@@ -57,6 +57,8 @@ def read_set(folder: Path) -> dict[int, EngineRank] | dict[int, GraphsRank]:
 def _opener(folder: Path, ranks: dict[int, EngineRank] | dict[int, GraphsRank]) -> Opener:
     first = ranks[0]
     if isinstance(first, GraphsRank):
+        if first.precision == "bf16":
+            raise LoadError(f"{folder} holds graphs in bf16, in which ONNX Runtime does not compute.", hint="Build them for TensorRT, or export with --precision fp32 or fp16.")
         return OrtOpener(folder, ranks)
     try:
         return find_backend(first.backend).open(folder, ranks)

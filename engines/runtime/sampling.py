@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from exporter.errors import UsageError
+from exporter.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,8 @@ class Sampling:
             raise UsageError(f"--temperature is {self.temperature}; it must be 0 or more.", hint="0 is greedy.")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"--top-p is {self.top_p}; it must be above 0 and at most 1.")
+        if self.seed is not None and self.seed < 0:
+            raise UsageError(f"--seed is {self.seed}; it must be 0 or more.")
 
     def generators(self, rows: int) -> "list[np.random.Generator]":
         """One source of chance a row, so that a row's text does not depend on its neighbours."""
@@ -32,11 +34,17 @@ class Sampling:
 
 
 def next_token(logits: "np.ndarray", sampling: Sampling, generator: "np.random.Generator") -> int:
-    """:param logits: of one position. *Shape:* float32 ``(vocab)``"""
+    """:param logits: of one position. *Shape:* float32 ``(vocab)``
+
+    :raises RunError: one of them is not a number.
+    """
     import numpy as np
 
+    best = int(logits.argmax())
+    if np.isnan(logits[best]):  # which counts as the largest
+        raise RunError(f"the logit of token {best} is not a number (NaN).", hint="Look for NaN among the checkpoint's weights; `moetrt compare` names the segment where numbers part.")
     if sampling.temperature == 0:
-        return int(logits.argmax())
+        return best
     scaled = logits.astype(np.float64) / sampling.temperature
     probabilities = np.exp(scaled - scaled.max())
     probabilities /= probabilities.sum()

@@ -38,7 +38,14 @@ class Text:
         self.folder, self.bos = folder, bos
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, the beginning-of-sequence token first where the model has one."""
+        """Token ids, the beginning-of-sequence token first where the model has one.
+
+        :raises RunError: the text has bytes that are no characters, as an argument of the command line may.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as cause:
+            raise RunError(f"the text is not UTF-8: its byte {len(text[: cause.start].encode())} belongs to no character.") from cause
         ids = self.tokenizer.encode(text).ids
         return ids if self.bos is None or ids[:1] == [self.bos] else [self.bos, *ids]
 

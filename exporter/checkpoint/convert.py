@@ -193,7 +193,7 @@ def _job(request: ConvertRequest, checkpoint: Checkpoint, source: Source, entrie
     asked = {"tensor": request.tensor, "rank": rank, "dtype": request.dtype}
     digest = files.digest({"moetrt": __version__, "config": checkpoint.config, "source": source.fingerprint} | asked)
     parts = shard_parts(checkpoint.config, entries, shard(checkpoint.config, Plan(request.tensor), rank), checkpoint.headers, request.dtype)
-    return Job(rank, path, manifest, parts, digest, finished(ShardRank, manifest, digest))
+    return Job(rank, path, manifest, parts, digest, finished(ShardRank, manifest, digest, checkpoint.files))
 
 
 def _record(conversion: Conversion, job: Job, stamp: FileStamp) -> ShardRank:

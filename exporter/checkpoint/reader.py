@@ -124,6 +124,11 @@ class Checkpoint:
         self.indexed = set(_read_index(folder / INDEX).values())
         """Names of files; none where there is no index."""
 
+    @property
+    def files(self) -> set[Path]:
+        """The files that hold its tensors."""
+        return {info.file for info in self.headers.values()}
+
     def fingerprint(self) -> str:
         """sha256 as docs/formats.md has it: name, dtype, shape and both ends of every tensor, in name order."""
         digest, opened = hashlib.sha256(), {}

@@ -4,8 +4,9 @@ import hashlib
 import importlib.metadata
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import __version__
@@ -48,6 +49,8 @@ class Origin:
     model: Model
     record: SourceRecord
     source: Source | None
+    unused: dict[str, str] = field(default_factory=dict)
+    """Tensors that no plan uses, each with its reason."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,16 @@ class Export:
     """Ranks that are finished already."""
     weight_bytes: int
     """Weights to write, over all of ``todo``, padding included."""
+    removed: tuple[Path, ...] = ()
+    """Folders of ranks that this plan does not have."""
 
     def summary(self, done: bool = True) -> str:
         kept = f", {len(self.kept)} kept" if self.kept else ""
         verb = "written" if done else "would be written"
+        kept += f", {len(self.removed)} of a wider plan removed" if self.removed else ""
         weights = f", {self.weight_bytes / 1e6:.1f} MB of weights" if self.origin.source else ", no weights"
-        return f"{self.request.output}: {len(self.todo)} rank(s) {verb}{kept}{weights}"
+        left = (f"unused: {count} tensor(s), {because}" for because, count in Counter(self.origin.unused.values()).items())
+        return "\n".join([f"{self.request.output}: {len(self.todo)} rank(s) {verb}{kept}{weights}", *left])
 
 
 def plan_export(request: ExportRequest) -> Export:
@@ -79,9 +86,21 @@ def plan_export(request: ExportRequest) -> Export:
     ranks = range(request.plan.ranks) if request.rank is None else (shard(model.config, request.plan, request.rank).rank,)
     origin = _open(model, request.graphs_only)
     records.require_own_folder(request.output, "graphs", ExportError)
-    todo = tuple(rank for rank in ranks if not records.finished(GraphsRank, records.rank_manifest(request.output, rank), _digest(request, origin, rank)))
+    _require_company(request, origin)
+    read = origin.source.checkpoint.files if origin.source else ()
+    todo = tuple(rank for rank in ranks if not records.finished(GraphsRank, records.rank_manifest(request.output, rank), _digest(request, origin, rank), read))
     sizes = (file_bytes(model.config, shard(model.config, request.plan, rank), request.precision) for rank in todo if origin.source)
-    return Export(request, origin, todo, tuple(rank for rank in ranks if rank not in todo), sum(sizes))
+    removed = () if request.rank is not None else tuple(records.other_ranks(request.output, request.plan))
+    return Export(request, origin, todo, tuple(rank for rank in ranks if rank not in todo), sum(sizes), removed)
+
+
+def _require_company(request: ExportRequest, origin: Origin) -> None:
+    """Refuse what would spoil a set that is there."""
+    made = {"plan": records.plan_hash(origin.model.config, request.plan), "precision": request.precision, "attention form": request.attention}
+    records.require_company(GraphsRank, request.output, request.rank, made | {"quantisation": None, "checkpoint": origin.record.fingerprint}, ExportError)
+    for record in records.read_ranks(GraphsRank, request.output).values() if request.graphs_only else ():
+        if record.weights:
+            raise ExportError(f"{request.output / records.rank_folder(record.rank)} has weights, which --graphs-only would remove.", hint="Choose another --output.")
 
 
 def export_model(request: ExportRequest, advance: Callable[[int], None] = lambda count: None) -> Export:
@@ -110,8 +129,8 @@ def _open(model: Model, graphs_only: bool) -> Origin:
         return Origin(model, SourceRecord(model.folder.resolve().name, None, 0, 0), None)
     family = FAMILIES[model.config.family]
     checkpoint = Checkpoint(model.folder, model.config)
-    checkpoint.coverage(model.config, family.KEYS, family.UNUSED)
-    return Origin(model, checkpoint.source(), Source(checkpoint, model.config.fp8_block))
+    unused = checkpoint.coverage(model.config, family.KEYS, family.UNUSED)
+    return Origin(model, checkpoint.source(), Source(checkpoint, model.config.fp8_block), unused)
 
 
 def _export_rank(request: ExportRequest, origin: Origin, rank: int, advance: Callable[[int], None]) -> None:

@@ -160,6 +160,7 @@ def _unwritable(path: Path, cause: OSError) -> ExportError:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under ``path`` only when the block ends well; nothing is left otherwise."""
     partial, began = path.with_name(f".{path.name}.{os.getpid()}.partial"), time.perf_counter()
+    new = _new_folders(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "w+b", buffering=AT_ONCE) as file:
@@ -169,7 +170,21 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as cause:
         raise _unwritable(path, cause) from cause
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong is told already
+            partial.unlink(missing_ok=True)
+        _drop_empty(new)
+
+
+def _new_folders(path: Path) -> list[Path]:
+    """Folders that have to be made before ``path`` can be, the innermost first."""
+    return [folder for folder in path.absolute().parents if not folder.exists()]
+
+
+def _drop_empty(folders: list[Path]) -> None:
+    """Remove those of our own folders in which nothing came to lie."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not empty, or not there
+            folder.rmdir()
 
 
 def _tell_written(file: Path, path: Path, seconds: float) -> None:
@@ -195,6 +210,7 @@ def write_record(path: Path, record: Any) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A folder to fill; it takes the place of ``path`` when the block ends well, and is removed otherwise."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    new = _new_folders(path)
     try:
         drop_partial(path)
         partial.mkdir(parents=True)
@@ -206,6 +222,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise _unwritable(path, cause) from cause
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        _drop_empty(new)
 
 
 def drop_partial(path: Path) -> None:

@@ -16,6 +16,8 @@ from .signature import Signature
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+OURS = (".onnx", ".safetensors", ".engine", ".json", ".partial")
+"""What the names of files end in that lie in the folder of a rank."""
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 """What turns text into token ids and back; copied from folder to folder, where they are there."""
 
@@ -251,30 +253,47 @@ def require_alike(ranks: dict[int, Rank], folder: Path) -> None:
     """Refuse ranks that were not made for each other."""
     first = next(iter(ranks.values()))
     for rank, record in ranks.items():
-        for what, mine, other in _identity(record, first):
-            if mine != other:
-                raise LoadError(
-                    f"{folder / rank_folder(rank)} is of another {what} than {rank_folder(first.rank)}: {short(mine)}, not {short(other)}.",
-                    hint="Ranks of one set must come from one checkpoint and one plan; make the odd rank again with --rank.",
-                )
+        for what, mine, other in _differences(shared_by_ranks(record), shared_by_ranks(first)):
+            raise LoadError(
+                f"{folder / rank_folder(rank)} is of another {what} than {rank_folder(first.rank)}: {short(mine)}, not {short(other)}.",
+                hint="Ranks of one set must come from one checkpoint and one plan; make the odd rank again with --rank.",
+            )
 
 
-def _identity(record: Rank, first: Rank) -> Iterable[tuple[str, Any, Any]]:
-    names = {"plan": "plan_hash", "precision": "precision", "attention form": "attention"}
+def shared_by_ranks(record: Rank) -> dict[str, Any]:
+    """What the ranks of a set must have in common, by what users call it."""
+    made = {"plan": record.plan_hash, "precision": record.precision, "attention form": record.attention}
     if isinstance(record, EngineRank):
-        names |= {"backend": "backend", "--max-context": "max_context", "--max-batch": "max_batch"}
-        yield "--fast", *("fast" in one.options for one in (record, first))
-        yield "--segments", *(len(one.assembly.graphs) > 1 for one in (record, first))
-    for what, name in names.items():
-        yield what, getattr(record, name), getattr(first, name)
-    yield "quantisation", *(calibration_of(one) for one in (record, first))
-    yield "checkpoint", record.source.fingerprint, first.source.fingerprint
+        made |= {"backend": record.backend, "--max-context": record.max_context, "--max-batch": record.max_batch}
+        made |= {"--fast": "fast" in record.options, "--segments": len(record.assembly.graphs) > 1}
+    return made | {"quantisation": calibration_of(record), "checkpoint": record.source.fingerprint}
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> Iterable[tuple[str, Any, Any]]:
+    return ((what, value, other[what]) for what, value in one.items() if value != other[what])
+
+
+def require_company(kind: type[Rank], folder: Path, rank: int | None, wanted: dict[str, Any], error: type[MoetrtError]) -> None:
+    """Refuse to put one rank beside others with which it would be no set. All ranks at once take the place of whatever set is there.
+
+    :param wanted: what the rank will have of what :func:`shared_by_ranks` says.
+    """
+    for record in read_ranks(kind, folder).values() if rank is not None else ():
+        for what, mine, other in _differences(wanted, shared_by_ranks(record)) if record.rank != rank else ():
+            raise error(
+                f"{folder / rank_folder(record.rank)} is of another {what} ({short(other)}) than {rank_folder(rank)} would be ({short(mine)}).",
+                hint="Choose another --output; without --rank all ranks are made anew.",
+            )
 
 
 def calibration_of(record: Rank) -> str | None:
     """What the ranks of a set must share of their quantisation: all but the names of their own layers."""
     made = record.quantization
-    return made and files.digest([made.scheme, made.table, made.smooth, made.float_segments])
+    return made and calibration_hash(made.scheme, made.table, made.smooth, made.float_segments)
+
+
+def calibration_hash(scheme: str, table: str | None, smooth: float | None, float_segments: Iterable[str]) -> str:
+    return files.digest([scheme, table, smooth, tuple(float_segments)])
 
 
 def short(value: Any) -> str:
@@ -295,8 +314,11 @@ def check_files(folder: Path, stamps: dict[str, FileStamp], verify: bool = False
             raise LoadError(f"{path} does not have the sha256 in its manifest.", hint=f"The file was changed; make {folder} again.")
 
 
-def finished(kind: type[files.Record], manifest: Path, request: str) -> bool:
-    """Whether ``manifest`` is of what an equal request made, with every file beside it at its size."""
+def finished(kind: type[files.Record], manifest: Path, request: str, read: Iterable[Path] = ()) -> bool:
+    """Whether ``manifest`` is of what an equal request made, with every file beside it at its size.
+
+    :param read: files that the request does not tell apart by all that is in them: one that was changed since counts as another.
+    """
     if not manifest.exists():
         log.info("%s is not there: to be made", manifest)
         return False
@@ -306,6 +328,10 @@ def finished(kind: type[files.Record], manifest: Path, request: str) -> bool:
     except LoadError as error:
         log.info("made anew: %s", error.message)
         return False
+    made = manifest.stat().st_mtime_ns
+    if changed := next((path for path in read if path.stat().st_mtime_ns > made), None):
+        log.info("%s is older than %s: made anew", manifest, changed)
+        return False
     if record.request == request:
         log.info("%s is kept: an equal request made it, and its files have their sizes", manifest)
     else:
@@ -314,13 +340,15 @@ def finished(kind: type[files.Record], manifest: Path, request: str) -> bool:
 
 
 def require_own_folder(output: Path, kind: str, error: type[MoetrtError]) -> None:
-    """Refuse an output that is a file, or that holds a set of another kind."""
+    """Refuse an output that is a file, that holds a set of another kind, or files of others where ranks are to lie."""
     if output.exists() and not output.is_dir():
         raise error(f"{output} is a file.", hint="Give a folder, or a name that does not exist yet, as --output.")
     path = output / MANIFEST
     found = files.read_json(path).get("kind") if path.exists() else kind
     if found != kind:
         raise error(f"{output} holds {found}, not {kind}.", hint="Choose another --output.")
+    if other := next((path for path in sorted(output.glob("rank-*/*")) if path.suffix not in OURS), None):
+        raise error(f"{other} is there and is none of moetrt's files; the folder of a rank is written anew as a whole.", hint="Choose another --output, or move the file away.")
 
 
 def share_text(source: Path, output: Path) -> dict[str, FileStamp]:
@@ -331,11 +359,16 @@ def share_text(source: Path, output: Path) -> dict[str, FileStamp]:
     return {name: stamp(output / name) for name in found}
 
 
+def other_ranks(folder: Path, plan: Plan) -> list[Path]:
+    """Folders of ranks that a wider plan left: once all ranks of this one are written they belong to no set."""
+    own = {rank_folder(rank) for rank in range(plan.ranks)}
+    return sorted(path.parent for path in folder.glob(f"rank-*/{MANIFEST}") if path.parent.name not in own)
+
+
 def drop_other_ranks(folder: Path, plan: Plan) -> None:
-    """After all ranks of a plan were written, ranks left there by a wider plan belong to no set."""
-    for path in folder.glob(f"rank-*/{MANIFEST}"):
-        if path.parent.name not in {rank_folder(rank) for rank in range(plan.ranks)}:
-            shutil.rmtree(path.parent)
+    for path in other_ranks(folder, plan):
+        log.info("%s is of a wider plan: removed", path)
+        shutil.rmtree(path)
 
 
 def write_set(kind: str, record: type[Rank], folder: Path, shared: dict[str, FileStamp]) -> RankSet:

@@ -86,7 +86,26 @@ def test_dry_runs_say_what_they_would_do_and_do_not(moetrt, made, tmp_path):
     assert "would see 120 tokens of 4 prompts, 8 more where experts lack tokens" in result.out
     result = moetrt("quantize", made["graphs"], "--table", made["table"], "--output", tmp_path / "int8", "--dry-run")
     assert "would quantise rank(s) [0, 1] as int8" in result.out
+    result = moetrt("calibrate", made["graphs"], "--prompts", made["prompts"], "--output", tmp_path / "table.json", "--samples", 4, "--dry-run", "--json")
+    assert json.loads(result.out) == {"output": str(tmp_path / "table.json"), "kept": False, "prompts": 4, "tokens": 120, "prompts_in_reserve": 8}
+    report = json.loads(moetrt("quantize", made["graphs"], "--table", made["table"], "--output", tmp_path / "int8", "--dry-run", "--json").out)
+    assert (report["ranks"], report["kept"], report["scheme"]) == ([0, 1], [], "int8")
     assert not list(tmp_path.iterdir())
+
+
+def test_one_rank_of_another_scheme_is_refused_beside_those_that_are_there(moetrt, made, tmp_path):
+    assert moetrt("quantize", made["graphs"], "--scheme", "int8-weights", "--output", tmp_path / "out").code == 0
+    refused = moetrt("quantize", made["graphs"], "--scheme", "int4-weights", "--output", tmp_path / "out", "--rank", 0)
+    assert refused.code == 1 and "rank-01 is of another quantisation" in refused.err
+    assert moetrt("inspect", tmp_path / "out").code == 0
+
+
+def test_a_table_is_not_written_over_another_file(moetrt, made, tmp_path):
+    for text in ("notes", "[1]", "{}"):
+        (tmp_path / "table.json").write_text(text)
+        refused = moetrt("calibrate", made["graphs"], "--prompts", made["prompts"], "--output", tmp_path / "table.json")
+        assert (refused.code, (tmp_path / "table.json").read_text()) == (1, text)
+        assert "is there and is no calibration table" in refused.err
 
 
 def test_a_cut_run_leaves_no_half_rank_and_goes_on(moetrt, made, tmp_path, monkeypatch):

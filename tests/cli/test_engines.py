@@ -51,6 +51,47 @@ def test_run_takes_and_gives_text_where_there_is_a_tokenizer(moetrt, spoken):
     assert report["text"]
 
 
+def test_without_a_tokenizer_ids_are_streamed(moetrt, engines):
+    words = ["run", engines("v3", 2), "--token-ids", PROMPT, "--max-tokens", 5, "--ignore-eos"]
+    assert moetrt(*words, "--stream").out == moetrt(*words).out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--token-ids", "5", "--temperature", 1, "--seed", -1], 2, "--seed is -1; it must be 0 or more."),
+        (["--prompt", "a\udcffb"], 1, "the text is not UTF-8: its byte 1 belongs to no character."),
+    ],
+)
+def test_what_cannot_be_gone_on_from_is_one_message(moetrt, spoken, words, code, told):
+    refused = moetrt("run", spoken, *words)
+    assert (refused.code, refused.out) == (code, "")
+    assert told in refused.err
+
+
+def test_bf16_graphs_are_for_tensorrt_and_say_so(moetrt, checkpoint, tmp_path):
+    for tensor in (1, 2):
+        assert moetrt("export", checkpoint("v3"), "--output", tmp_path / f"{tensor}", "--tensor", tensor, "--precision", "bf16").code == 0
+        for command in ("run", "bench"):
+            refused = moetrt(command, tmp_path / f"{tensor}", *(["--token-ids", "5"] if command == "run" else []))
+            assert refused.code == 1
+            assert "holds graphs in bf16, in which ONNX Runtime does not compute" in refused.err
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"token_ids": [5, 9]}\n')
+    assert "holds graphs in bf16" in moetrt("compare", tmp_path / "1", tmp_path / "2", "--prompts", prompts).err
+
+
+@pytest.mark.parametrize("command", [["build", "--output"], ["quantize", "--scheme", "int8-weights", "--output"]])
+def test_a_damaged_graph_of_the_right_size_is_named(moetrt, engines, tmp_path, command):
+    graphs = shutil.copytree(engines("v3").parent / "graphs", tmp_path / "graphs")
+    graph = graphs / "rank-00/rank.onnx"
+    graph.write_bytes(b"\xff" * graph.stat().st_size)
+    refused = moetrt(command[0], graphs, *command[1:], tmp_path / "out")
+    assert refused.code == 1
+    assert f"{graph} is no ONNX graph, or a damaged one" in refused.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_streamed_text_is_the_text(moetrt, spoken):
     whole = json.loads(moetrt("run", spoken, "--prompt", "abc", "--max-tokens", 30, "--ignore-eos", "--json").out)["text"]
     assert moetrt("run", spoken, "--prompt", "abc", "--max-tokens", 30, "--ignore-eos", "--stream").out == whole + "\n"

@@ -143,6 +143,30 @@ def test_folders_of_different_checkpoints_are_compared_with_a_note(moetrt, engin
     assert "different checkpoints" in result.out
 
 
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda folder: next(folder.glob("*00002-of*")).write_bytes(b""), "truncated or no safetensors file"),
+        (lambda folder: next(folder.glob("*00002-of*")).unlink(), "lacks model-00002-of-00002.safetensors"),
+        (lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": 3}'), "has no weight_map"),
+        (lambda folder: (folder / "config.json").write_text((folder / "config.json").read_text().replace('"n_routed_experts": 16', '"n_routed_experts": 32')), "mlp.experts.16"),
+    ],
+)
+def test_a_checkpoint_is_proven_whole_before_transformers_reads_it(moetrt, engines, checkpoint, prompts, tmp_path, spoil, told):
+    folder = Path(shutil.copytree(checkpoint("v3"), tmp_path / "model"))
+    spoil(folder)
+    refused = moetrt("compare", engines("v3"), folder, "--prompts", prompts)
+    assert refused.code == 1
+    assert told in refused.err
+
+
+def test_a_checkpoint_that_is_not_the_engines_own_is_noted(moetrt, engines, prompts, tmp_path):
+    other = tiny.write_checkpoint(tmp_path / "other", tiny.tiny_config("v3"), seed=5)
+    report = json.loads(moetrt("compare", engines("v3"), other, "--prompts", prompts, "--json").out)
+    assert report["verdict"] == "differ"
+    assert any("different checkpoints" in note for note in report["notes"])
+
+
 def test_a_tolerance_of_ones_own(moetrt, engines, prompts):
     pair = (engines("v3", 2, precision="fp16"), engines("v3", 2), "--prompts", prompts)
     assert moetrt("compare", *pair, "--tolerance", "1e-9").code == 3

@@ -1,15 +1,19 @@
 """Portable graphs and weight files: what is written is whole, named, and made of the checkpoint's own bytes."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import tiny
+import torch
 
+from exporter.checkpoint.reader import SAMPLE
 from exporter.errors import ExportError, MoetrtError
-from exporter.graph.export import ExportRequest, export_model
+from exporter.graph.export import ExportRequest, export_model, plan_export
 from exporter.models import read_model
 from exporter.models.weights import file_bytes
 from exporter.plan import manifest as records
@@ -188,6 +192,60 @@ def test_a_finished_rank_is_not_made_again_and_a_damaged_one_is(checkpoint, tmp_
     (tmp_path / "graphs/rank-01/weights.safetensors").write_bytes(b"short")
     receipt = export_model(request)
     assert (receipt.todo, receipt.kept) == ((1,), (0,))
+
+
+def test_a_checkpoint_that_was_written_since_is_read_again(spoiled, tmp_path):
+    """Fingerprints look at the ends of tensors alone."""
+    folder = spoiled("v3")
+    request = ExportRequest(folder, tmp_path / "graphs", Plan(2))
+    made = export_model(request)
+    (file,) = list(folder.glob("*00001-of*.safetensors"))
+    info = max((info for info in made.origin.source.checkpoint.headers.values() if info.file == file), key=lambda info: info.bytes)
+    data = bytearray(file.read_bytes())
+    data[info.offset + info.bytes // 2] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(time.time_ns() + 10**9,) * 2)
+    again = export_model(request)
+    assert info.bytes > 2 * SAMPLE and again.origin.record.fingerprint == made.origin.record.fingerprint
+    assert again.todo == (0, 1)
+
+
+def test_files_of_others_are_not_written_over(checkpoint, tmp_path):
+    (tmp_path / "graphs/rank-00").mkdir(parents=True)
+    (tmp_path / "graphs/rank-00/results.csv").write_text("1, 2")
+    with pytest.raises(ExportError, match=r"rank-00/results\.csv is there and is none of moetrt's files"):
+        export_model(ExportRequest(checkpoint("v3"), tmp_path / "graphs", Plan(1)))
+    assert (tmp_path / "graphs/rank-00/results.csv").read_text() == "1, 2"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"plan": Plan(1, 2)}, "another plan"), ({"precision": "fp16"}, r"another precision \(fp32\) than rank-01 would be \(fp16\)"), ({"attention": "naive"}, "another attention form")],
+)
+def test_a_rank_that_would_spoil_the_set_that_is_there_is_refused(checkpoint, tmp_path, change, told):
+    asked = {"model": checkpoint("v3"), "output": tmp_path / "graphs", "plan": Plan(2)}
+    export_model(ExportRequest(**asked))
+    with pytest.raises(ExportError, match=told):
+        export_model(ExportRequest(**asked | change, rank=1))
+    assert export_model(ExportRequest(**asked)).todo == ()
+    assert export_model(ExportRequest(**asked | change)).kept == (), "all ranks at once take the set's place"
+
+
+def test_weights_are_not_dropped_for_graphs_alone(checkpoint, tmp_path):
+    export_model(ExportRequest(checkpoint("v3"), tmp_path / "graphs", Plan(1)))
+    with pytest.raises(ExportError, match="rank-00 has weights, which --graphs-only would remove"):
+        export_model(ExportRequest(checkpoint("v3"), tmp_path / "graphs", Plan(1), graphs_only=True))
+
+
+def test_what_is_left_out_and_what_is_removed_is_told(spoiled, tmp_path):
+    from safetensors.torch import save_file
+
+    folder = spoiled("v3")
+    save_file({"model.layers.4.enorm.weight": torch.zeros(2)}, folder / "extra.safetensors")
+    export_model(ExportRequest(folder, tmp_path / "graphs", Plan(4)))
+    told = plan_export(ExportRequest(folder, tmp_path / "graphs", Plan(2))).summary(done=False)
+    assert "2 rank(s) would be written, 2 of a wider plan removed" in told
+    assert told.endswith("unused: 1 tensor(s), multi-token prediction, beyond num_hidden_layers")
 
 
 def test_ranks_exported_apart_make_the_set_that_is_exported_at_once(checkpoint, exported, tmp_path):

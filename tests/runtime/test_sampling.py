@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engines.runtime.sampling import Sampling, next_token, nucleus
-from exporter.errors import UsageError
+from exporter.errors import RunError, UsageError
 
 LOGITS = np.log(np.array([0.1, 0.5, 0.15, 0.25], np.float32))
 
@@ -42,7 +42,14 @@ def test_a_seed_repeats_and_rows_differ():
     assert row(5, 0) != row(6, 0)
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.5}])
+@pytest.mark.parametrize("bad", [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": 0}, {"top_p": 1.5}, {"seed": -1}])
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(UsageError, match="must be"):
         Sampling(**bad)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_logit_that_is_no_number_is_named_not_chosen(temperature):
+    sampling = Sampling(temperature, seed=1)
+    with pytest.raises(RunError, match=r"the logit of token 2 is not a number \(NaN\)"):
+        next_token(np.array([0, 3, np.nan, 7], np.float32), sampling, sampling.generators(1)[0])

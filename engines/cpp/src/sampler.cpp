@@ -29,6 +29,9 @@ Sampler::Sampler(const Sampling& sampling, std::uint64_t row) : sampling_(sampli
 }
 
 std::int64_t Sampler::next(std::span<const float> logits) {
+  if (const auto none = std::find_if(logits.begin(), logits.end(), [](float logit) { return std::isnan(logit); }); none != logits.end())
+    throw Error("the logit of token " + std::to_string(none - logits.begin()) + " is not a number (NaN).",
+                "Look for NaN among the checkpoint's weights; `moetrt compare` names the segment where numbers part.");
   const auto best = std::max_element(logits.begin(), logits.end());
   if (sampling_.temperature == 0) return best - logits.begin();
   std::vector<double> chances(logits.size());

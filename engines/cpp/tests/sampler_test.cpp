@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <limits>
 #include <vector>
 
 #include "moetrt/error.hpp"
@@ -37,4 +38,9 @@ TEST_CASE("what cannot be drawn by is refused") {
   CHECK_THROWS_AS(Sampler({-1.0, 1.0, {}}, 0), Error);
   CHECK_THROWS_AS(Sampler({1.0, 0.0, {}}, 0), Error);
   CHECK_THROWS_AS(Sampler({1.0, 1.5, {}}, 0), Error);
+}
+
+TEST_CASE("a logit that is no number is named, not chosen") {
+  const std::vector<float> logits{0, 3, std::numeric_limits<float>::quiet_NaN(), 7};
+  for (const double temperature : {0.0, 1.0}) CHECK_THROWS_WITH_AS(Sampler({temperature, 1.0, 1}, 0).next(logits), "the logit of token 2 is not a number (NaN).", Error);
 }

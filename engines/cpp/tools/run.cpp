@@ -116,7 +116,7 @@ std::optional<moetrt::Tokenizer> tokenizer(const Request& request, const moetrt:
   try {
     return moetrt::Tokenizer::load(request.engines, chain.manifest().bos);
   } catch (const moetrt::Error& error) {
-    if (request.prompt || request.stream) throw;
+    if (request.prompt) throw;
     if (std::filesystem::exists(std::filesystem::path(request.engines) / "tokenizer.json")) std::cerr << "note: no text: " << error.what() << "\n";
     return std::nullopt;
   }
@@ -142,25 +142,31 @@ void generate(const Request& request, const std::vector<std::int64_t>& prompt, c
   const auto begin = Clock::now();
   std::optional<Clock::time_point> first, last;
   std::optional<moetrt::Streamer> streamer;
-  if (tokenizer && request.stream && !request.json) streamer.emplace(*tokenizer);
+  const bool shown = request.stream && !request.json;  // as text; as ids where there is no tokenizer
+  if (tokenizer && shown) streamer.emplace(*tokenizer);
+  const char* between = "";
   const auto tokens = chain.generate(prompt, request.generation, [&](std::int64_t token) {
     last = Clock::now();
     first = first ? first : last;
-    if (streamer) std::cout << streamer->add(token) << std::flush;
+    if (streamer)
+      std::cout << streamer->add(token) << std::flush;
+    else if (shown)
+      std::cout << between << token << std::flush;
+    between = ",";
   });
-  if (streamer) {
-    std::cout << streamer->end() << "\n";
+  if (shown) {
+    std::cout << (streamer ? streamer->end() : "") << "\n";
     return;
   }
   const std::string text = tokenizer ? tokenizer->decode(tokens) : "";
-  const auto between = [](Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double>(to - from).count(); };
+  const auto seconds = [](Clock::time_point from, Clock::time_point to) { return std::chrono::duration<double>(to - from).count(); };
   if (!request.json) {
     std::cout << (text.empty() ? listed(tokens, ",") : text) << "\n";
     return;
   }
   std::cout << "{\"prompt_tokens\": [" << listed(prompt, ", ") << "], \"tokens\": [" << listed(tokens, ", ") << "], \"text\": " << nlohmann::json(text).dump(-1, ' ', true)
-            << ", \"prefill_tokens_per_second\": " << rate(static_cast<double>(prompt.size()), between(begin, first.value_or(Clock::now()))) << ", \"decode_tokens_per_second\": "
-            << (tokens.size() > 1 ? rate(static_cast<double>(tokens.size() - 1), between(first.value_or(begin), last.value_or(begin))) : "null") << "}\n";
+            << ", \"prefill_tokens_per_second\": " << rate(static_cast<double>(prompt.size()), seconds(begin, first.value_or(Clock::now()))) << ", \"decode_tokens_per_second\": "
+            << (tokens.size() > 1 ? rate(static_cast<double>(tokens.size() - 1), seconds(first.value_or(begin), last.value_or(begin))) : "null") << "}\n";
 }
 
 int refuse(const std::string& message, const std::string& hint, int code) {

@@ -19,7 +19,7 @@ class Sampler {
  public:
   // Throws Error: a temperature below 0, or a top_p that is not above 0 and at most 1.
   Sampler(const Sampling& sampling, std::uint64_t row);
-  // :param logits: of one position; the first of several largest is taken.
+  // :param logits: of one position; the first of several largest is taken. Throws Error: one is not a number.
   std::int64_t next(std::span<const float> logits);
 
  private:
