@@ -35,11 +35,14 @@ BIN      := .venv/bin
 # TensorRT-RTX asks for this name once it meets a plugin; its wheel lacks it (docs/kernels.md).
 RTX_NAME  = ln -sf libtensorrt_rtx.so.1 $$($(BIN)/python -c 'import tensorrt_rtx_libs; print(tensorrt_rtx_libs.__path__[0])')/libtensorrt_rtx.so
 HEADERS   = -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include -DTENSORRT_ROOT=$(or $(abspath $(TENSORRT_ROOT)),$$([ -f build/tensorrt-headers/.ready ] && echo $(CURDIR)/build/tensorrt-headers))
+LINE      = $(BIN)/moetrt run $(ENGINES)/$(1) --prompt "$(PROMPT)" --max-tokens 48
 # Of TensorRT's backends those that run here.
 RUNNING   = $(BIN)/python -c 'from engines.doctor import diagnose; print(*(name for name, able in diagnose().backends.items() if able.runs and name.startswith("tensorrt")))'
 READY    := .venv/.ready
-# Every backend that installs here; asked only when a recipe needs it.
-BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx)
+# Every backend that installs here, and TensorRT where a GPU is, which it needs to build; asked only when a recipe needs it.
+BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx) $(shell $(BIN)/python -c 'import tensorrt; from engines.probe import find_nvidia; raise SystemExit(not find_nvidia().gpus)' 2>/dev/null && echo tensorrt)
+# What ONNX Runtime's CPU kernels have no type for is left to TensorRT; text is shown by what runs on this machine.
+TAKING    = $(if $(filter bf16,$(FLOAT)),$(filter-out ort,$(BACKENDS)),$(BACKENDS))
 
 .PHONY: setup ops graphs calibration quantized engine engines compare compare-run cpp cpp-sanitized cpp-lint cpp-fuzz cpp-tensorrt test bench gpu lint help
 .DELETE_ON_ERROR:
@@ -72,8 +75,10 @@ engine: $(if $(SCHEME),quantized,graphs)
 
 engines: $(if $(SCHEME),calibration,graphs) ## Export MODEL, quantise it, build its engines for BACKENDS, end with a line of text
 	@$(if $(filter fp16 bf16,$(PRECISION)),,$(if $(filter build/%,$(OPS)),$(MAKE) --no-print-directory ops || echo "Our kernels for CPUs cannot be built here (why stands above): ONNX Runtime's own are taken." >&2))
-	set -e; for backend in $(BACKENDS); do $(MAKE) --no-print-directory engine BACKEND=$$backend; done
-	$(BIN)/moetrt run $(ENGINES)/ort --prompt "$(PROMPT)" --max-tokens 48
+	$(if $(strip $(TAKING)),,@echo "Error: none of the backends '$(BACKENDS)' computes in $(FLOAT); it takes tensorrt or tensorrt-rtx, or PRECISION=fp32, fp16, int8." >&2; exit 1)
+	set -e; for backend in $(TAKING); do $(MAKE) --no-print-directory engine BACKEND=$$backend; done
+	$(if $(filter ort,$(TAKING)),$(call LINE,ort),@for backend in $(if $(filter 1,$(TENSOR)),$$($(RUNNING))); do [ ! -d $(ENGINES)/$$backend ] || { $(call LINE,$$backend) || exit; shown=1; }; done; \
+	[ "$$shown" ] || echo "A line of text: skipped, none of '$(strip $(TAKING))' runs on this machine in Python (moetrt doctor).")
 
 compare: engines ## Engines against transformers, with a page of what was seen; against TensorRT's plans, run where a GPU is, else without running them
 	$(BIN)/moetrt compare $(MODEL) $(ENGINES)/ort --prompts $(HELDOUT) --report $(OUT)/report.html
@@ -85,12 +90,12 @@ compare-run: # of one TensorRT, in segments where there are several tensor ranks
 	$(if $(filter 1,$(TENSOR)),,$(BIN)/moetrt build $(GRAPHS) --backend $(BACKEND) --segments --output $(ENGINES)/$(BACKEND)-segments)
 	$(BIN)/moetrt compare $(ENGINES)/ort $(ENGINES)/$(BACKEND)$(if $(filter 1,$(TENSOR)),,-segments) --prompts $(HELDOUT)
 
-ops: ## Build our kernels for CPUs alone: build/ops/libmoetrt-ops.so, for `moetrt build --plugins`
+ops: setup ## Build our kernels for CPUs alone: build/ops/libmoetrt-ops.so, for `moetrt build --plugins`
 	engines/cpp/dependencies.sh build/cpp-headers
 	cmake -S engines/cpp -B build/ops -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include -DMOETRT_CUDA=OFF -DBUILD_TESTING=OFF
 	cmake --build build/ops --parallel 2 --target moetrt-ops
 
-cpp: ## Build the C++ runtime in build/cpp and run its own tests (headers come from Debian packages)
+cpp: setup ## Build the C++ runtime in build/cpp and run its own tests (headers come from Debian packages)
 	engines/cpp/dependencies.sh build/cpp-headers
 	$(if $(TENSORRT_ROOT),,PYTHON=$(PYTHON) engines/cpp/tensorrt-headers.sh build/tensorrt-headers || echo "TensorRT's headers cannot be had: its session and plugins are left out." >&2)
 	cmake -S engines/cpp -B build/cpp $(HEADERS)

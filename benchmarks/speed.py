@@ -80,6 +80,8 @@ def _over(name: str, other: str, *kinds: str) -> dict[str, tuple[str, str]]:
     return {f"{name}_{kind}_over_{other}": (f"{name}_{kind}_tokens_per_second", f"{other}_{kind}_tokens_per_second") for kind in kinds}
 
 
+SKIPPED, VERSION = "skipped_", "version_"
+"""What keys of bench.json begin with that say why a peer was left out, and what of which version was at work."""
 RATIOS = {
     **_over("int8", "llama_q8_0", "decode", "prefill"),
     **_over("int8_exact", "llama_q8_0", "decode", "prefill"),
@@ -144,8 +146,9 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rounds = measure(runners, asked.rounds, skipped)
     return summary(rounds) | {
         "prompt_tokens": work.prompt_tokens, "new_tokens": work.new_tokens, "repeats": work.repeats, "rounds": asked.rounds, "threads": work.threads,
-        "int8_scheme": INT8.folder, "int4_scheme": INT4.folder, "skipped": skipped,
-        "cpu": cpu(), "versions": versions() | {name: version for name, version in peers.items() if name not in skipped}, "date": today(),
+        "int8_scheme": INT8.folder, "int4_scheme": INT4.folder, "cpu": cpu(), "date": today(),
+        **{f"{SKIPPED}{name}": reason for name, reason in skipped.items()},
+        **{f"{VERSION}{name}": version for name, version in {**versions(), **peers}.items() if name not in skipped},
     }  # fmt: skip
 
 
@@ -262,10 +265,15 @@ def table(record: dict[str, Any]) -> str:
         cells += [f"{share:.2f}" if share else "", f"{record[f'{name}_load_seconds']:.2f}", f"{record[f'{name}_peak_rss_bytes'] / 1e6:.0f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "| ratio | |", "|---|---|", *(f"| {name} | {record[name]:.2f} |" for name in RATIOS if name in record), ""]
-    lines += [f"{name}: skipped, {reason}" for name, reason in record["skipped"].items()]
-    made = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    lines += [f"{name}: skipped, {reason}" for name, reason in under(record, SKIPPED).items()]
+    made = ", ".join(f"{name} {version}" for name, version in under(record, VERSION).items())
     lines.append(f"{record['date']}, {record['cpu']}, {record['threads']} threads, reads {record['read_bandwidth_gb_per_second']:.1f} GB/s; {made}")
     return "\n".join(lines)
+
+
+def under(record: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """What flat keys say that begin so, without the beginning."""
+    return {name.removeprefix(prefix): value for name, value in record.items() if name.startswith(prefix)}
 
 
 def told(text: str) -> None:

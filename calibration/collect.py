@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.reader import stored_array
 from exporter.errors import RunError
-from exporter.graph.reading import load_graph
+from exporter.onnx_files import load_graph
 from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.manifest import GraphsRank

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from exporter import __version__
 from exporter.checkpoint.writer import Entry, bytes_of, layout_of, write_entries
 from exporter.errors import ExportError, LoadError, UsageError
-from exporter.graph.reading import load_graph
 from exporter.models.weights import DTYPES
+from exporter.onnx_files import load_graph
 from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.manifest import FileStamp, GraphsRank, Quantization

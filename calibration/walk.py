@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from engines.backends.ort import CPU
 from engines.runtime.session import AS_WRITTEN, WEIGHTS_FOLDER, Session, value_of, zeros
-from exporter.graph.reading import load_graph
 from exporter.lowering import lower
+from exporter.onnx_files import load_graph
 from exporter.plan import manifest as records
 from exporter.plan.manifest import GraphsRank
 from exporter.plan.schedule import AllGather, AllReduce, Launch

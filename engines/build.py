@@ -146,7 +146,8 @@ def _require_folder(request: EngineRequest, record: GraphsRank) -> None:
             raise BuildError(f"{folder} holds engines of the backend {there.backend}, not {request.backend}.", hint="One folder is for one backend: choose another --output.")
         if there.plan_hash != record.plan_hash:
             mine, other = (f"tensor {plan.tensor}, pipeline {plan.pipeline}" for plan in (record.plan, there.plan))
-            raise BuildError(f"{folder} holds engines of another plan or model ({other}; the graphs have {mine}).", hint="Choose another --output, or remove the folder.")
+            told = "of another model" if mine == other else f"of another plan or model ({other}; the graphs have {mine})"
+            raise BuildError(f"{folder} holds engines {told}.", hint="Choose another --output, or remove the folder.")
 
 
 def _manifest_digest(request: EngineRequest, backend: Backend, record: GraphsRank) -> str:

@@ -12,6 +12,7 @@ from exporter.errors import MoetrtError, RunError, UsageError
 from .runtime.text import Text
 
 log = logging.getLogger(__name__)
+FORMS = "A prompt a line in a .txt; in a .jsonl, an object a line with `text`, `messages` or `token_ids`, in UTF-8."
 OpenText = Callable[[], Text]
 """Opens the tokenizer; called once at most, and only where there is text."""
 
@@ -37,11 +38,11 @@ def read_prompts(path: Path, open_text: OpenText, limit: int | None = None) -> l
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as cause:
-        raise UsageError(f"cannot read {path}: {cause}.") from cause
+        raise UsageError(f"cannot read {path}: {cause}.", hint=FORMS) from cause
     read, text = readers[path.suffix], cache(open_text)
     found = [read(line, f"{path}:{number}", text) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
-        raise UsageError(f"{path} holds no prompt.")
+        raise UsageError(f"{path} holds no prompt.", hint=FORMS)
     log.info("read %s: %d prompts of %d tokens", path, len(found), sum(map(len, found)))
     return found[:limit]
 
@@ -54,7 +55,7 @@ def _read_json(line: str, where: str, text: OpenText) -> list[int]:
     try:
         entry: Any = json.loads(line)
     except json.JSONDecodeError as cause:
-        raise UsageError(f"{where} is not valid JSON: {cause}.") from cause
+        raise UsageError(f"{where} is not valid JSON: {cause}.", hint=FORMS) from cause
     entry = entry if isinstance(entry, dict) else {}
     if isinstance(entry.get("text"), str):
         return text().encode(entry["text"])
@@ -63,12 +64,12 @@ def _read_json(line: str, where: str, text: OpenText) -> list[int]:
         return ids
     if "messages" in entry:
         return _read_messages(entry["messages"], where, text)
-    raise UsageError(f"{where} has neither `text`, `messages`, nor a list of whole numbers `token_ids`.")
+    raise UsageError(f"{where} has neither `text`, `messages`, nor a list of whole numbers `token_ids`.", hint=FORMS)
 
 
 def _read_messages(messages: Any, where: str, text: OpenText) -> list[int]:
     if not (isinstance(messages, list) and messages and all(isinstance(one, dict) and isinstance(one.get("role"), str) for one in messages)):
-        raise UsageError(f"{where} has `messages` that are no list of objects with `role` and `content`.")
+        raise UsageError(f"{where} has `messages` that are no list of objects with `role` and `content`.", hint=FORMS)
     try:
         return text().encode_chat(messages)
     except RunError as cause:

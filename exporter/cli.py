@@ -114,16 +114,25 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except MoetrtError as error:
-        return _refuse(error.message, error.hint, error.exit_code)
+        return _interrupted() if _was_interrupted(error) else _refuse(error.message, error.hint, error.exit_code)
     except OSError as error:
         return _refuse(f"{error.filename or 'a file'}: {error.strerror or error}.", None, 1)
     except (click.Abort, KeyboardInterrupt):
-        return _refuse("interrupted; what was unfinished was removed.", "Run the command again: finished ranks are kept.", 130)
+        return _interrupted()
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
         return _refuse(f"{package} is not installed, and this command needs it.", f"pip install 'moetrt[{EXTRAS[package]}]'", 1)
+
+
+def _interrupted() -> int:
+    return _refuse("interrupted; nothing half-written was left.", "Run the command again: what was finished is kept.", 130)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the bottom of an error, as when it meets a library that is being imported."""
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _was_interrupted(error.__cause__))
 
 
 def _refuse(message: str, hint: str | None, code: int) -> int:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from exporter.checkpoint.layout import Placed
 from exporter.errors import BuildError
-from exporter.graph.reading import load_graph
 from exporter.lowering import NEED_OPS, lower
 from exporter.lowering.shapes import shapes_from_inputs
 from exporter.lowering.unsigned import unsigned_activations
+from exporter.onnx_files import load_graph
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
 from exporter.plan.manifest import Assembly, GraphsRank

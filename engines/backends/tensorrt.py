@@ -15,8 +15,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from exporter.errors import BuildError, UsageError
-from exporter.graph.reading import load_graph
 from exporter.lowering import Derived, lower
+from exporter.onnx_files import load_graph
 from exporter.plan import files
 from exporter.plan.capabilities import Capabilities
 from exporter.plan.manifest import Assembly, EngineRank, Lowering

@@ -119,7 +119,7 @@ class Measured:
             "roofline_tokens_per_second": self.roofline_tokens_per_second,
             "decode_share_of_roofline": self.decode_tokens_per_second.median / self.roofline_tokens_per_second,
         }
-        return asked | {name: _short(value) for name, value in seen.items()} | {"versions": self.versions}
+        return asked | {name: _short(value) for name, value in seen.items()} | {f"version_{name}": version for name, version in self.versions.items()}
 
     def summary(self) -> str:
         one, said = self.request, self.report()

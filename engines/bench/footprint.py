@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.checkpoint.layout import Reference
-from exporter.graph.reading import load_graph
 from exporter.lowering import all_nodes
+from exporter.onnx_files import load_graph
 from exporter.plan import manifest as records
 from exporter.plan.manifest import Assembly, EngineRank, GraphsRank
 from exporter.plan.signature import BATCH, CONTEXT

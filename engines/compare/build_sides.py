@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from exporter.checkpoint.reader import TensorInfo, read_header
 from exporter.errors import LoadError
-from exporter.graph.reading import load_graph
 from exporter.lowering import all_nodes
 from exporter.lowering.packing import source_of
 from exporter.models.weights import DTYPES, stored_tensors
+from exporter.onnx_files import load_graph
 from exporter.plan import files
 from exporter.plan import manifest as records
 from exporter.plan.manifest import EngineRank, GraphsRank

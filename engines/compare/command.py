@@ -33,12 +33,19 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
 @click.option("--replay", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Where sides differ: the first segment apart as ONNX, with its inputs and both outputs. A replay there is written over.")
 @click.option("--lengths", metavar="LIST", help="Long contexts instead of prompts as they are, such as 2k,8k,32k: parity by length and depth.")
 @click.option("--build-only", is_flag=True, help="Run nothing: hold what the engines are made of against each other and their plan.")
+@options.dry_run
 @options.json_output
 @options.quiet
 @click.pass_context
-def compare(context: click.Context, as_json: bool, quiet: bool, report: Path | None, replay: Path | None, lengths: str | None, build_only: bool, **asked: Any) -> None:
+def compare(context: click.Context, dry_run: bool, as_json: bool, quiet: bool, report: Path | None, replay: Path | None, lengths: str | None, build_only: bool, **asked: Any) -> None:
     """Hold LEFT against RIGHT: engines, graphs, or a Hugging Face folder. Exit 3 if they differ."""
     _require_sense(context, lengths, build_only)
+    if dry_run:
+        written = [str(path) for path in (report, result_beside(report), replay) if path]
+        over = "what they are made of" if build_only else f"lengths {lengths}" if lengths else f"the prompts of {asked['prompts']}, {asked['mode']}"
+        told = f"would compare {asked['left']} with {asked['right']}: {over}; would write {', '.join(written) or 'nothing'}"
+        click.echo(json.dumps({"left": str(asked["left"]), "right": str(asked["right"]), "over": over, "writes": written}) if as_json else told)
+        return
     tell = partial(click.echo, err=True)
     if build_only:
         from .build_only import compare_builds
@@ -97,7 +104,11 @@ def write_lengths(report: Path | None, result: Any, tell: Callable[[str], None])
 def write_result(report: Path | None, result: Any) -> None:
     """What ``--json`` prints, beside a page: ``compare.json`` of ``report.html``, and of another page by its name."""
     if report is not None:
-        files.write_record(report.with_name("compare.json" if report.stem == "report" else f"{report.stem}.json"), finite(files.to_json(result)))
+        files.write_record(result_beside(report), finite(files.to_json(result)))
+
+
+def result_beside(report: Path | None) -> Path | None:
+    return report and report.with_name("compare.json" if report.stem == "report" else f"{report.stem}.json")
 
 
 def finite(value: Any) -> Any:

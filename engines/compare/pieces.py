@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.errors import LoadError
-from exporter.graph.reading import load_graph
 from exporter.lowering import reads
+from exporter.onnx_files import load_graph
 from exporter.plan.manifest import Assembly
 from exporter.plan.schedule import AllGather, AllReduce, Launch, Receive
 from exporter.plan.signature import BATCH, TOKENS, Signature, State, Tensor

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.graph.reading import load_graph
+from exporter.onnx_files import load_graph
 from exporter.plan import files
 
 from ..runtime.joined import GRAPH, Joined

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from exporter.errors import UsageError
-from exporter.graph.reading import load_graph
 from exporter.lowering import LOWERINGS, lower
+from exporter.onnx_files import load_graph
 from exporter.plan import files
 from exporter.plan.manifest import EngineRank, GraphsRank, Lowering, check_files
 

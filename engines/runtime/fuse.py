@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.graph.reading import load_graph
 from exporter.lowering.shapes import shapes_from_inputs
 from exporter.models import FAMILIES
+from exporter.onnx_files import load_graph
 from exporter.plan import manifest as records
 from exporter.plan.config import ModelConfig
 from exporter.plan.manifest import Assembly

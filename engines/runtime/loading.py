@@ -49,6 +49,7 @@ def read_set(folder: Path) -> dict[int, EngineRank] | dict[int, GraphsRank]:
     """The rank manifests of an engines or graphs folder, complete and agreeing."""
     if not folder.is_dir():
         raise LoadError(f"{folder} is not a folder.", hint="Give the folder that `moetrt build` wrote.")
+    records.require_set_version(folder)
     ranks = records.read_ranks(records.kind_of_set(folder) or EngineRank, folder)
     records.require_set(ranks, folder)
     return ranks

@@ -10,7 +10,7 @@ from exporter.errors import RunError
 from exporter.plan import files
 
 NO_TOKENIZER = (
-    "Give --token-ids; or put a tokenizer.json beside the checkpoint's config.json and export again (of a tiktoken.model, such as Kimi's, "
+    "Give token ids (--token-ids, or token_ids in a .jsonl of prompts); or put a tokenizer.json beside the checkpoint's config.json and export again (of a tiktoken.model, such as Kimi's, "
     "transformers' TikTokenConverter makes one)."
 )
 UNFINISHED = "\ufffd"

@@ -17,6 +17,8 @@ ALIASES = {"kimi_k2": "deepseek_v3"}
 UNBUILT = {"deepseek_v32": "DeepSeek-V3.2's sparse attention is not built"}
 """A ``model_type`` that a user may well bring → why it is refused."""
 
+HUGGING_FACE = "Give the folder of a Hugging Face checkpoint, or its config.json."
+
 
 @dataclass(frozen=True)
 class Model:
@@ -32,9 +34,12 @@ def read_model(folder: Path) -> Model:
     :raises ConfigError: absent, broken, or of an architecture that is not in ``FAMILIES``.
     """
     path = folder if folder.is_file() else folder / "config.json"
-    raw = files.read_json(path, ConfigError)
+    try:
+        raw = files.read_json(path, ConfigError)
+    except ConfigError as error:
+        raise ConfigError(error.message, error.hint or HUGGING_FACE) from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds a {type(raw).__name__}, where an object is expected.")
+        raise ConfigError(f"{path} holds a {type(raw).__name__}, where an object is expected.", HUGGING_FACE)
     said = raw.get("model_type")
     name = said if isinstance(said, str) else ""
     family = ALIASES.get(name, name)

@@ -10,6 +10,9 @@ from ..plan.config import ModelConfig
 
 GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"
 
+WITHOUT_BOS = ("TikTokenTokenizer",)
+"""Classes of tokenizer that put no first token unless they are asked to: Kimi's."""
+
 
 def with_text(config: ModelConfig, folder: Path) -> ModelConfig:
     """``config`` with the end-of-sequence tokens of generation_config.json beside its own, and without a first token where the tokenizer puts none.
@@ -36,12 +39,9 @@ def token_ids(raw: dict[str, Any], name: str) -> tuple[int, ...]:
 
 
 def _puts_bos(tokenizer: dict[str, Any]) -> bool:
-    """Whether the first token goes before text that does not begin with it. What tokenizer.json itself puts there stays either way.
-
-    Of the classes that transformers has for these models Llama's alone put it there unasked.
-    """
+    """Whether the first token goes before text that does not begin with it; what tokenizer.json itself puts there stays either way."""
     asked = tokenizer.get("add_bos_token")
-    return bool(asked) if asked is not None else str(tokenizer.get("tokenizer_class") or "Llama").startswith("Llama")
+    return bool(asked) if asked is not None else tokenizer.get("tokenizer_class") not in WITHOUT_BOS
 
 
 def _object(path: Path) -> dict[str, Any]:

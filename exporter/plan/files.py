@@ -135,7 +135,13 @@ def read_json(path: Path, error: type[MoetrtError] = LoadError) -> Any:
     except OSError as cause:
         raise error(f"cannot read {path}: {cause.strerror}.") from cause
     except (ValueError, RecursionError) as cause:  # undecodable, malformed, numbers too long, nested too deep
-        raise error(f"{path} is not valid JSON: {cause}.") from cause
+        raise error(f"{path} is not valid JSON: {cause}.", hint="It is damaged: copy it again, or make it anew.") from cause
+
+
+def require_version(data: dict[str, Any], version: int, path: Path) -> None:
+    """:raises LoadError: the file ``path`` was written by another moetrt."""
+    if data.get("version") != version:
+        raise LoadError(f"{path} has version {data.get('version')!r}; this moetrt reads version {version}.", hint="Make it anew with this moetrt.")
 
 
 def read_record(kind: type[Record], path: Path) -> Record:
@@ -145,14 +151,13 @@ def read_record(kind: type[Record], path: Path) -> Record:
     if not isinstance(data, dict) or data.get("kind") != name:
         found = data.get("kind") if isinstance(data, dict) else type(data).__name__
         raise LoadError(f"{path} is of kind {found!r}, where {name!r} is expected.")
-    if data.get("version") != version:
-        raise LoadError(f"{path} has version {data.get('version')!r}; this moetrt reads version {version}.", hint="Make it anew with this moetrt.")
+    require_version(data, version, path)
     log.debug("read %s: %s", path, name)
     return from_json(kind, data, str(path))
 
 
 def _unwritable(path: Path, cause: OSError) -> ExportError:
-    hint = "Choose an --output folder that is writable and has room; `moetrt plan` states the bytes."
+    hint = "Choose a place that is writable and has room; of engines and graphs `moetrt plan` states the bytes."
     return ExportError(f"cannot write {path}: {cause.strerror or cause}.", hint)
 
 

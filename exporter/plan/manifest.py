@@ -205,6 +205,14 @@ def kind_of_set(folder: Path) -> type[GraphsRank] | type[EngineRank] | None:
     return first and (GraphsRank if files.read_json(first).get("kind") == GraphsRank.kind else EngineRank)
 
 
+def require_set_version(folder: Path) -> None:
+    """Refuse a set whose own manifest is of another version than ours; what it says besides is read from the ranks."""
+    path = folder / MANIFEST
+    data = files.read_json(path) if path.is_file() else None
+    if isinstance(data, dict):
+        files.require_version(data, RankSet.version, path)
+
+
 def segments_of(record: GraphsRank | EngineRank) -> Assembly:
     """A rank cut in segments, where its folder has it so; of some engines it is one graph."""
     return record.segments if isinstance(record, GraphsRank) else record.assembly

@@ -274,3 +274,12 @@ def test_what_is_no_number_is_a_fault_and_never_a_crash(moetrt, engines, prompts
         assert result.code == 3
         report = json.loads(result.out, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
         assert report["first_divergent"]["segment"] == "layers.1.attention"
+
+
+def test_a_dry_run_says_what_would_be_written_and_writes_nothing(moetrt, engines, prompts, tmp_path):
+    words = ["compare", engines("v3"), engines("v3", 2), "--prompts", prompts, "--report", tmp_path / "report.html", "--replay", tmp_path / "replay", "--dry-run"]
+    told = moetrt(*words)
+    assert told.code == 0
+    assert f"would write {tmp_path / 'report.html'}, {tmp_path / 'compare.json'}, {tmp_path / 'replay'}" in told.out
+    assert len(json.loads(moetrt(*words, "--json").out)["writes"]) == 3
+    assert not list(tmp_path.iterdir())

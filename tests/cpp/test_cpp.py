@@ -137,6 +137,7 @@ SPOILED = {
     "another precision": lambda folder: change(folder, "precision", "fp16"),
     "another kind": lambda folder: change(folder, "kind", "graphs"),
     "another version": lambda folder: change(folder, "version", 7),
+    "another version of the set": lambda folder: (folder / "manifest.json").write_text('{"kind": "engines", "version": 99}'),
     "an unknown field": lambda folder: change(folder, "mood", "good"),
     "a text for a number": lambda folder: change(folder, "max_batch", "many"),
     "another rank's folder": lambda folder: change(folder, "rank", 0),

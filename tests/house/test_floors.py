@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = (
-    {"exporter", "exporter.errors", "exporter.logs", "exporter.options", "exporter.progress", "exporter.bars"},
+    {"exporter", "exporter.errors", "exporter.logs", "exporter.options", "exporter.progress", "exporter.bars", "exporter.onnx_files"},
     {"exporter.plan"},
     {"exporter.ops", "exporter.checkpoint"},
     {"exporter.models", "exporter.trace", "exporter.graph", "exporter.lowering"},

@@ -26,6 +26,7 @@ def test_text_also_ends_where_generation_config_says(folder: Path, more: dict, w
     ("tokenizer", "wanted"),
     [
         (None, 0), ({}, 0), ({"tokenizer_class": "LlamaTokenizerFast"}, 0), ({"tokenizer_class": "TikTokenTokenizer"}, None),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, 0), ({"add_bos_token": True, "tokenizer_class": "TikTokenTokenizer"}, 0),
         ({"add_bos_token": True, "tokenizer_class": "PreTrainedTokenizerFast"}, 0), ({"add_bos_token": False, "tokenizer_class": "LlamaTokenizerFast"}, None),
     ],
 )  # fmt: skip

@@ -267,19 +267,44 @@ std::vector<std::string> Assembly::sent() const {
   return {};
 }
 
-Manifest parse_manifest(const std::string& text, const std::string& where) {
-  Json data;
+namespace {
+
+// Text as JSON. Throws Error: it is none.
+Json json_of(const std::string& text, const std::string& where) {
   try {
-    data = parsed(text, where);
+    return parsed(text, where);
   } catch (const Json::exception& cause) {
-    throw Error(where + " is not valid JSON: " + cause.what() + ".");
+    throw Error(where + " is not valid JSON: " + cause.what() + ".", "It is damaged: copy it again, or make it anew.");
   }
+}
+
+void require_version(const Json& data, const std::string& where) {
+  if (data.contains("version") && data.at("version") == kVersion) return;
+  throw Error(where + " has version " + (data.contains("version") ? data.at("version").dump() : "None") + "; this moetrt reads version " + std::to_string(kVersion) + ".",
+              "Make it anew with this moetrt.");
+}
+
+std::string read_text(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw Error("cannot read " + path.string() + ".");
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// A set's own manifest need not be there; what it says besides its version is read from the ranks.
+void require_set_version(const fs::path& path) {
+  if (!fs::is_regular_file(path)) return;
+  const Json data = json_of(read_text(path), path.string());
+  if (data.is_object()) require_version(data, path.string());
+}
+
+}  // namespace
+
+Manifest parse_manifest(const std::string& text, const std::string& where) {
+  const Json data = json_of(text, where);
   const std::string kind = data.is_object() && data.contains("kind") ? shown(data.at("kind")) : data.is_object() ? "None" : "'" + std::string(data.type_name()) + "'";
   if (kind != "'" + std::string(kKind) + "'") throw Error(where + " is of kind " + kind + ", where '" + kKind + "' is expected.");
   const Object from(data, where);
-  if (!data.contains("version") || data.at("version") != kVersion)
-    throw Error(where + " has version " + (data.contains("version") ? data.at("version").dump() : "None") + "; this moetrt reads version " + std::to_string(kVersion) + ".",
-                "Make it anew with this moetrt.");
+  require_version(data, where);
   from.only({"backend",   "rank",     "plan",    "plan_hash", "config",   "shard", "source",  "precision", "attention",    "graphs", "max_context",
              "max_batch", "assembly", "options", "lowerings", "refusals", "files", "request", "tools",     "quantization", "kind",   "version"});
   Manifest made;
@@ -309,16 +334,14 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
 }
 
 Manifest Manifest::read(const fs::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw Error("cannot read " + path.string() + ".");
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  Manifest made = parse_manifest(text, path.string());
+  Manifest made = parse_manifest(read_text(path), path.string());
   made.folder = path.parent_path();
   return made;
 }
 
 std::vector<Manifest> Manifest::read_set(const fs::path& folder) {
   if (!fs::is_directory(folder)) throw Error(folder.string() + " is not a folder.", "Give the folder that `moetrt build` wrote.");
+  require_set_version(folder / kFile);
   std::map<int, Manifest> ranks;
   std::set<fs::path> paths;
   for (const auto& entry : fs::directory_iterator(folder))

@@ -1,9 +1,9 @@
-"""Graphs that were written before, read with suspicion."""
+"""ONNX files that were written before, read with suspicion."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import LoadError
+from .errors import LoadError
 
 if TYPE_CHECKING:
     import onnx
