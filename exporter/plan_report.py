@@ -188,6 +188,8 @@ def _memory(report: PlanReport) -> Iterator[str]:
     context, memory = report.request.context, report.request.device_memory
     largest = max(_demand(rank).total(context) for rank in report.ranks)
     yield f"memory   {amount(largest)} on the fullest rank: weights, and cache for {context:,} tokens"
+    if report.precision == "fp8":
+        yield "         in FP8, as stored; engines have it as bf16 or larger, or quantised: --precision bf16, --precision int8"
     if memory is None:
         return
     usable = Device(int(memory * fit.GIB)).usable
