@@ -87,8 +87,8 @@ def read_bench(path: Path) -> Found:
     facts |= {"asked": ", ".join(asked)} if asked else {}
     facts |= {name: f"{figure(data[key] * times)} {unit}{_spread(data, key, times)}" for name, (key, times, unit) in SPEEDS.items() if is_number(data.get(key))}
     facts |= {key: str(data[key]) for key in ("cpu", "date") if key in data}
-    versions = data.get("versions")
-    facts |= {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())} if isinstance(versions, dict) else {}
+    versions = {name.removeprefix("version_"): version for name, version in data.items() if name.startswith("version_")}
+    facts |= {"versions": ", ".join(f"{name} {version}" for name, version in versions.items())} if versions else {}
     shown = {key for key, _, _ in SPEEDS.values()} | set(ABOUT)
     ratios = {key: value for key, value in data.items() if "_over_" in key and is_number(value)}
     others = {key: value for key, value in data.items() if is_number(value) and key not in ratios and key not in shown and not key.endswith(("_min", "_max", "_quartile"))}

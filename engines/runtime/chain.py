@@ -8,6 +8,7 @@ the way gets the walk; else, on a CPU, the ranks are one graph (see :mod:`.fuse`
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -218,7 +219,10 @@ class Chain:
 
     def check(self, token_ids: Iterable[int], more: int = 0) -> list[int]:
         """The ids as a list; refused if one is not in the vocabulary, or they and ``more`` new ones are too many."""
-        row = [int(token) for token in token_ids]
+        try:
+            row = [index(token) for token in token_ids]
+        except TypeError as cause:
+            raise RunError(f"token ids are {str(token_ids)[:60]!r}: {cause}.", hint="Give a list of whole numbers; text needs a tokenizer first.") from cause
         if not row:
             raise RunError("the prompt has no tokens.", hint="Give at least one token id.")
         for position, token in enumerate(row):

@@ -15,7 +15,7 @@ COMPARISON = {
 BENCH = {
     "engines": "build/ort", "prompt_tokens": 128, "new_tokens": 64, "arithmetic": "int8", "ranks": 2, "decode_tokens_per_second": 665.42, "decode_tokens_per_second_min": 131.0,
     "decode_tokens_per_second_max": 791.3, "prefill_tokens_per_second": 4131.6, "load_seconds": 0.18, "peak_rss_bytes": 107851776, "decode_share_of_roofline": 0.29,
-    "peak_rss_over_weights": 8.6, "cpu": "a CPU", "date": "2026-11-26", "versions": {"moetrt": "0.1.0"},
+    "peak_rss_over_weights": 8.6, "cpu": "a CPU", "date": "2026-11-26", "version_moetrt": "0.1.0",
 }  # fmt: skip
 REPLAY = {"kind": "replay", "version": 1, "segment": "layers.2.moe_ffn", "rank": 1, "command": "polygraphy run segment.onnx --onnxrt"}
 LAYERS = [{"name": "gemm", "type": "gemm", "factors": "int8"}, {"name": "kernel", "type": "kgen"}, {"name": "other", "type": "kgen"}]

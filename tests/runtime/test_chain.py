@@ -121,3 +121,11 @@ def test_requests_that_cannot_be_served_are_refused(chain, ids, count, message):
 
 def test_the_context_can_be_filled_to_its_last_position(chain):
     assert len(chain.generate([5] * 120, 8, ignore_eos=True)) == 8
+
+
+@pytest.mark.parametrize("ids", [[1.5], ["5"], "abc", [[1, 2]], None])
+def test_what_is_no_list_of_whole_numbers_is_refused(chain, ids):
+    for call in (chain.logits, chain.generate):
+        with pytest.raises(RunError, match="token ids are"):
+            call(ids)
+    assert chain.check(np.array([5, 9])) == [5, 9]
