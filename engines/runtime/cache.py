@@ -10,7 +10,7 @@ from exporter.plan.signature import BATCH, CONTEXT, Tensor
 
 from .fuse import state_name
 from .memory import Memory
-from .ports import shape_of
+from .ports import States, shape_of
 
 STEP = 64
 """Cache lengths are multiples of this, so that requests of like length share a buffer."""
@@ -22,25 +22,25 @@ class Cache:
 
     batch: int
     context: int
-    ranks: dict[int, dict[str, Any]]
+    ranks: dict[int, States]
     """Rank → state input → buffer."""
     memory: Memory = field(repr=False, compare=False)
-    within: dict[int, dict[str, Any]] | None = field(default=None, repr=False, compare=False)
-    """Of a view: the buffers that it lies in, which live as long as it does."""
+    whole: States | None = field(default=None, repr=False, compare=False)
+    """Of a view: ``all_ranks`` of the cache that it lies in."""
     views: dict[tuple[int, int], "Cache"] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
-    def all_ranks(self) -> dict[str, Any]:
+    def all_ranks(self) -> States:
         """The buffers of all ranks, under the names that they have in a joined graph."""
-        return {state_name(rank, name): buffer for rank, states in self.ranks.items() for name, buffer in states.items()}
+        return States(((state_name(rank, name), buffer) for rank, states in self.ranks.items() for name, buffer in states.items()), self.whole)
 
     def rows(self, start: int, stop: int) -> "Cache":
         """Rows ``start`` to ``stop``, over the same memory. Made once and kept, so that what is bound to it stays bound."""
         if (start, stop) == (0, self.batch):
             return self
         if (start, stop) not in self.views:
-            ranks = {rank: {name: self.memory.rows(buffer, start, stop) for name, buffer in states.items()} for rank, states in self.ranks.items()}
-            self.views[start, stop] = Cache(stop - start, self.context, ranks, self.memory, self.within or self.ranks)
+            ranks = {rank: States(((name, self.memory.rows(buffer, start, stop)) for name, buffer in states.items()), states.whole) for rank, states in self.ranks.items()}
+            self.views[start, stop] = Cache(stop - start, self.context, ranks, self.memory, self.all_ranks.whole)
         return self.views[start, stop]
 
     def move(self, source: int, target: int, positions: int) -> None:
@@ -63,7 +63,7 @@ def _buffers(cache: Cache) -> Iterator[Any]:
 def allocate_cache(assemblies: dict[int, Assembly], batch: int, context: int, memory: Memory) -> Cache:
     """Zeroed buffers: what was never written must be finite, since its weight of zero is multiplied all the same."""
     sizes = {BATCH: batch, CONTEXT: context}
-    ranks = {rank: {tensor.name: memory.zeros(rank, shape_of(tensor, sizes), tensor.dtype) for tensor in _states(assembly)} for rank, assembly in assemblies.items()}
+    ranks = {rank: States((tensor.name, memory.zeros(rank, shape_of(tensor, sizes), tensor.dtype)) for tensor in _states(assembly)) for rank, assembly in assemblies.items()}
     return Cache(batch, context, ranks, memory)
 
 

@@ -55,7 +55,7 @@ class CapturingSession(Session):
         for name, value in inputs.items():
             made.binding.bind_ortvalue_input(name, value)
         self.graphs += 1
-        return Captured(made.binding, made.results, inputs, _options(str(self.graphs)))
+        return Captured(made.binding, made.results, states, inputs, _options(str(self.graphs)))
 
 
 def _options(graph: str) -> Any:

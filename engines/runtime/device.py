@@ -24,7 +24,7 @@ def cuda() -> ModuleType:
     try:
         return importlib.import_module(MODULE)
     except (ImportError, OSError) as cause:
-        raise LoadError(f"running TensorRT engines needs {EXTRA}, which cannot be imported: {cause}.", hint=f"pip install {EXTRA}") from cause
+        raise LoadError(f"this needs {EXTRA}, which cannot be imported: {cause}.", hint=f"pip install {EXTRA}") from cause
 
 
 def call(name: str, *arguments: Any) -> Any:
@@ -89,14 +89,14 @@ class HostValue:
 class Buffer:
     """Memory of a device, zeroed when it is made, given back when nobody holds it.
 
-    :param within: a buffer whose memory this is a part of, ``offset`` bytes from its beginning.
+    :param within: what has the memory that this is a part of, ``offset`` bytes from its beginning: a buffer, or an OrtValue.
     """
 
-    def __init__(self, device: int, shape: tuple[int, ...], dtype: str, within: "Buffer | None" = None, offset: int = 0) -> None:
+    def __init__(self, device: int, shape: tuple[int, ...], dtype: str, within: Any = None, offset: int = 0) -> None:
         self.device, self.sizes, self.dtype, self.within = device, tuple(shape), dtype, within
         self.bytes = prod(self.sizes) * numpy_type(dtype).itemsize
         if within is not None:
-            self.address = within.address + offset
+            self.address = within.data_ptr() + offset
             return
         select(device)
         self.address = int(call("cudaMalloc", max(self.bytes, 1)))

@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from exporter.errors import RunError
-
+from .device import Buffer, DeviceMemory
 from .session import value_of, zeros
 
 if TYPE_CHECKING:
@@ -27,26 +26,30 @@ class Memory(Protocol):
 
 
 class OrtMemory:
-    """OrtValues, on a CPU or on ONNX Runtime's CUDA device."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
+    """OrtValues on a CPU."""
 
     def value(self, array: "np.ndarray") -> Any:
         return value_of(array)
 
     def zeros(self, rank: int, shape: tuple[int, ...], dtype: str) -> Any:
-        return zeros(shape, dtype, self.device)
+        return zeros(shape, dtype)
 
     def rows(self, buffer: Any, start: int, stop: int) -> Any:
-        return value_of(_array(buffer)[start:stop])
+        return value_of(buffer.numpy()[start:stop])
 
     def copy(self, source: Any, target: Any, source_row: int, target_row: int, positions: int) -> None:
-        _array(target)[target_row, :positions] = _array(source)[source_row, :positions]
+        target.numpy()[target_row, :positions] = source.numpy()[source_row, :positions]
 
 
-def _array(buffer: Any) -> "np.ndarray":
-    # Of a device's memory numpy() gives a copy, which would take what is written to it for itself.
-    if buffer.device_name() != "cpu":
-        raise RunError(f"rows of a cache on {buffer.device_name()} cannot be viewed.", hint="Use generate_batch there.")
-    return buffer.numpy()
+class OrtDeviceMemory(DeviceMemory):
+    """Of ONNX Runtime's CUDA device: what goes in are OrtValues of the host, what stays lies in ONNX Runtime's own memory there."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(lambda rank: 0)
+        self.device = device
+
+    def value(self, array: "np.ndarray") -> Any:
+        return value_of(array)
+
+    def zeros(self, rank: int, shape: tuple[int, ...], dtype: str) -> Buffer:
+        return Buffer(0, shape, dtype, within=zeros(shape, dtype, self.device))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from exporter.plan.manifest import Assembly, EngineRank, GraphsRank
 
 from .cuda import CapturingSession, captures
-from .memory import Memory, OrtMemory
+from .memory import Memory, OrtDeviceMemory, OrtMemory
 from .ports import hosted
 from .session import Session, device_of
 
@@ -47,7 +47,8 @@ class OrtOpener:
 
     def __init__(self, folder: Path, ranks: dict[int, EngineRank] | dict[int, GraphsRank]) -> None:
         device = device_of(getattr(ranks[min(ranks)], "options", {}))
-        self.memory, self.joins = OrtMemory(device), device == "cpu"
+        self.joins = device == "cpu"
+        self.memory = OrtMemory() if self.joins else OrtDeviceMemory(device)
 
     def open(self, seat: Seat) -> dict[str, Session]:
         options, assembly = seat.options, seat.assembly

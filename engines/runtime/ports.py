@@ -1,6 +1,7 @@
 """What a graph's inputs and outputs are to whoever runs it: states, which stay where they are, and values, which come and go."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from exporter.plan.manifest import Assembly
 from exporter.plan.schedule import AllGather, AllReduce
@@ -8,6 +9,19 @@ from exporter.plan.signature import SELECTED, TOKENS, Signature, Tensor
 
 Shapes = tuple[tuple[int, ...], ...]
 """Of a run's inputs, in the signature's order, without states."""
+
+
+class States(dict[str, Any]):
+    """A cache's buffers by the names of what reads them. :param whole: those of the cache of which these are some rows."""
+
+    def __init__(self, buffers: Iterable[tuple[str, Any]], whole: "States | None" = None) -> None:
+        super().__init__(buffers)
+        self.within = whole
+
+    @property
+    def whole(self) -> "States":
+        """The same for all rows of one cache."""
+        return self if self.within is None else self.within
 
 
 class Ports:

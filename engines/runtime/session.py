@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from exporter.errors import LoadError
 from exporter.plan.signature import Signature
 
-from .ports import Ports, Shapes, shape_of
+from .device import Buffer, numpy_type
+from .ports import Ports, Shapes, States, shape_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,8 +21,8 @@ AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Session configuration: weight-only products compute in float32 rather than with activations of their own quantisation."""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """Session configuration: where the weights of a graph lie that is no file itself."""
-KEPT = 8
-"""Shapes of run whose buffers are kept: beyond that, none is."""
+KEPT = 32
+"""Runs of one cache whose buffers are kept, by shapes and rows: beyond that, the one that was longest ago is let go."""
 CUDA = "CUDAExecutionProvider"
 LIBRARY = "library"
 """In an engine's options once it is loaded: the path of the library of ops that its graphs need."""
@@ -45,6 +46,8 @@ class Prepared:
     binding: Any
     results: dict[str, Any] | None
     """Buffers by name; None where a result's shape is known only after the run."""
+    states: dict[str, Any]
+    """Held, so that no other rows are taken for these."""
 
 
 class Session(Ports):
@@ -62,7 +65,8 @@ class Session(Ports):
         self.device = device_of(options)
         self.session = _open(ort, path, threads, options)
         self.places = {tensor.name: "cpu" if tensor.name in hosted else self.device for tensor in self.results}
-        self.prepared: dict[Shapes, Prepared] = {}
+        self.prepared: dict[tuple[int, Shapes], Prepared] = {}
+        """By the identity of the states, which are of one cache, and by shapes; the latest last."""
         self.bound: dict[str, Any] | None = None
 
     def run(self, values: dict[str, Any], states: dict[str, Any]) -> dict[str, Any]:
@@ -71,12 +75,14 @@ class Session(Ports):
         :param values: OrtValues by name; those that the graph does not read are left alone.
         :param states: buffers by input name; each is read and written in place.
         """
-        if self.bound is not states or len(self.prepared) > KEPT:
-            self.prepared, self.bound = {}, states
+        whole = states.whole if isinstance(states, States) else states
+        if self.bound is not whole:
+            self.prepared, self.bound = {}, whole
         shapes = tuple(tuple(values[tensor.name].shape()) for tensor in self.inputs)
-        step = self.prepared.get(shapes)
-        if step is None:
-            step = self.prepared[shapes] = self.prepare(shapes, states)
+        step = self.prepared.pop((id(states), shapes), None) or self.prepare(shapes, states)
+        self.prepared[id(states), shapes] = step
+        if len(self.prepared) > KEPT:
+            del self.prepared[next(iter(self.prepared))]
         self.start(step, values)
         if step.results is not None:
             return step.results
@@ -96,16 +102,25 @@ class Session(Ports):
         """Buffers and bindings of runs of one shape."""
         binding = self.session.io_binding()
         for name, result in self.states.items():
-            binding.bind_ortvalue_input(name, states[name])
-            binding.bind_ortvalue_output(result, states[name])
+            self.bind_state(binding, name, result, states[name])
         sizes = self.sizes(shapes)
         wanted = {tensor.name: shape_of(tensor, sizes) for tensor in self.results}
         if not all(tensor.dtype and all(isinstance(dim, int) for dim in wanted[tensor.name]) for tensor in self.results):
-            return Prepared(binding, None)
+            return Prepared(binding, None, states)
         results = {tensor.name: zeros(wanted[tensor.name], tensor.dtype, self.places[tensor.name]) for tensor in self.results}
         for name, value in results.items():
             binding.bind_ortvalue_output(name, value)
-        return Prepared(binding, results)
+        return Prepared(binding, results, states)
+
+    def bind_state(self, binding: Any, name: str, result: str, state: Any) -> None:
+        """To one buffer: an OrtValue, or a device's memory by its address."""
+        if isinstance(state, Buffer):
+            place = (self.device, 0, numpy_type(state.dtype).type, state.sizes, state.address)
+            binding.bind_input(name, *place)
+            binding.bind_output(result, *place)
+        else:
+            binding.bind_ortvalue_input(name, state)
+            binding.bind_ortvalue_output(result, state)
 
 
 def device_of(options: dict[str, Any]) -> str:

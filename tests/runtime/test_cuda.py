@@ -1,11 +1,14 @@
 """Captured steps. On a CPU nothing is captured, but all the rest is as on a device: places of their own for what steps read and write."""
 
+import ctypes
+
 import numpy as np
 import pytest
 
-from engines import load
-from engines.runtime import openers
+from engines import Request, load
+from engines.runtime import device, openers
 from engines.runtime.cuda import Captured, CapturingSession, captures
+from engines.runtime.memory import OrtDeviceMemory
 
 PROMPT = [5, 9, 2, 77, 31, 8]
 
@@ -48,3 +51,43 @@ def test_another_cache_is_another_capture(capturing) -> None:
 )
 def test_engines_say_whether_they_are_to_be_captured(providers: list, wanted: bool) -> None:
     assert captures({"providers": providers}) is wanted
+
+
+class HostAsDevice:
+    """What stands for the CUDA runtime where ONNX Runtime's device is the CPU: addresses are the process's own."""
+
+    class cudaMemcpyKind:
+        cudaMemcpyDeviceToHost = cudaMemcpyDeviceToDevice = None
+
+    def __init__(self) -> None:
+        self.copied = 0
+
+    def cudaSetDevice(self, device: int) -> tuple[int]:
+        return (device,)  # none but 0
+
+    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
+        return (stream,)
+
+    def cudaMemcpy(self, target: int, source: int, size: int, kind: None) -> tuple[int]:
+        ctypes.memmove(target, source, size)
+        self.copied += size
+        return (0,)
+
+
+@pytest.mark.parametrize(("tensor", "options"), [(1, {}), (2, {}), (2, {"pipeline": 2}), (1, {"precision": "fp16"})])
+def test_requests_share_a_batch_in_a_devices_memory(engines, monkeypatch: pytest.MonkeyPatch, tensor: int, options: dict) -> None:
+    """Caches of ONNX Runtime's own memory there, bound by address; rows of them are parts, moved by CUDA; a step is captured for each number of rows."""
+    draw, host = np.random.default_rng(3), HostAsDevice()
+    asked = [Request(draw.integers(2, 120, length).tolist(), int(more), ignore_eos=True) for length, more in zip(draw.integers(1, 40, 9), draw.integers(1, 12, 9), strict=True)]
+    with load(engines("v3", tensor, **options), joined=False) as plain:
+        wanted = [completion.tokens for completion in sorted(plain.generate_many(asked, 3))]
+    monkeypatch.setattr(openers, "captures", lambda options: True)
+    monkeypatch.setattr(device, "cuda", lambda: host)
+    monkeypatch.setattr(openers.OrtOpener, "__init__", lambda self, folder, ranks: vars(self).update(memory=OrtDeviceMemory("cpu"), joins=False))
+    with load(engines("v3", tensor, **options)) as chain:
+        for _ in range(2):
+            assert [completion.tokens for completion in sorted(chain.generate_many(asked, 3))] == wanted
+        assert host.copied > 0
+        sessions = [session for runner in chain.runners.values() for session in runner.sessions.values()]
+        assert all(isinstance(state, device.Buffer) for session in sessions for state in (session.bound or {}).values())
+        assert {session.graphs for session in sessions} == {3}, "one, two and three rows"

@@ -1,5 +1,6 @@
 """Serving: whatever comes and goes beside it, a request's tokens are those it has alone."""
 
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -230,11 +231,14 @@ def test_views_share_memory_and_are_made_once(one):
     assert not (whole.numpy()[0, 3] == 7).any()
 
 
-def test_rows_of_device_memory_are_refused_rather_than_copied(one):
-    class Device:
-        def device_name(self):
-            return "cuda"
-
-    cache = replace(one.cache(2, 10), ranks={0: {"layers.0.cache": Device()}}, views={})
-    with pytest.raises(RunError, match="on cuda"):
-        cache.rows(0, 1)
+def test_a_session_keeps_what_it_prepared_of_each_row_until_another_cache_comes(engines):
+    with load(engines("v3", 2), joined=False) as chain:
+        session, asked = next(iter(chain.runners[0].sessions.values())), requests(6)
+        list(chain.generate_many(asked, 3))
+        kept = dict(session.prepared)
+        assert len({key[0] for key in kept}) > 2, "rows of several views"
+        list(chain.generate_many(asked, 3))
+        assert all(session.prepared[key] is step for key, step in kept.items())
+        cache = weakref.ref(next(iter(chain.kept.views.values())))
+        chain.generate([5], 100, ignore_eos=True)
+        assert cache() is None and len({key[0] for key in session.prepared}) == 1

@@ -187,7 +187,7 @@ def test_without_the_bindings_it_is_said_what_to_install(stand_in, plans, monkey
 
     monkeypatch.setattr(device, "MODULE", "no_such_bindings")
     device.cuda.cache_clear()
-    with pytest.raises(LoadError, match="needs cuda-bindings, which cannot be imported: No module named 'no_such_bindings'") as error:
+    with pytest.raises(LoadError, match="this needs cuda-bindings, which cannot be imported: No module named 'no_such_bindings'") as error:
         load(plans)
     assert "pip install" in error.value.hint
 
