@@ -21,7 +21,7 @@ AS_WRITTEN = {"session.qdq_matmulnbits_accuracy_level": "1"}
 """Session configuration: weight-only products compute in float32 rather than with activations of their own quantisation."""
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 """Session configuration: where the weights of a graph lie that is no file itself."""
-KEPT = 32
+KEPT = 16
 """Runs of one cache whose buffers are kept, by shapes and rows: beyond that, the one that was longest ago is let go."""
 CUDA = "CUDAExecutionProvider"
 LIBRARY = "library"

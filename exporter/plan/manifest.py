@@ -286,10 +286,11 @@ def require_company(kind: type[Rank], folder: Path, rank: int | None, wanted: di
 
     :param wanted: what the rank will have of what :func:`shared_by_ranks` says.
     """
-    for record in read_ranks(kind, folder).values() if rank is not None else ():
-        for what, mine, other in _differences(wanted, shared_by_ranks(record)) if record.rank != rank else ():
+    others = {} if rank is None else {number: record for number, record in read_ranks(kind, folder).items() if number != rank}
+    for number, record in others.items():
+        for what, mine, theirs in _differences(wanted, shared_by_ranks(record)):
             raise error(
-                f"{folder / rank_folder(record.rank)} is of another {what} ({short(other)}) than {rank_folder(rank)} would be ({short(mine)}).",
+                f"{folder / rank_folder(number)} is of another {what} ({short(theirs)}) than {rank_folder(rank)} would be ({short(mine)}).",
                 hint="Choose another --output; without --rank all ranks are made anew.",
             )
 
