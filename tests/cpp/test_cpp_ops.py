@@ -132,7 +132,7 @@ def test_what_python_refuses_is_refused_in_the_same_words(spoilt, name):
     with pytest.raises(MoetrtError) as refusal:
         load(spoilt)
     done = call(spoilt)
-    assert (done.returncode, done.stderr) == (1, f"Error: {refusal.value.message}\nHint: {refusal.value.hint}\n")
+    assert (done.returncode, done.stderr) == (refusal.value.exit_code, f"Error: {refusal.value.message}\nHint: {refusal.value.hint}\n")
 
 
 @pytest.mark.parametrize("library", [Path("/nowhere/libmoetrt-ops.so"), OPS.parent / "moetrt-run"])
@@ -140,14 +140,14 @@ def test_another_library_is_refused_in_the_same_words_when_it_is_given(built, li
     with pytest.raises(MoetrtError) as refusal:
         load(built(), plugins=library)
     done = call(built(), "--plugins", library)
-    assert (done.returncode, done.stderr) == (1, f"Error: {refusal.value.message}\nHint: {refusal.value.hint}\n")
+    assert (done.returncode, done.stderr) == (refusal.value.exit_code, f"Error: {refusal.value.message}\nHint: {refusal.value.hint}\n")
 
 
 def test_a_library_for_engines_that_need_none_is_refused_in_the_same_words(engines):
     with pytest.raises(MoetrtError) as refusal:
         load(engines("v3", 1), plugins=OPS)
     done = call(engines("v3", 1), "--plugins", OPS)
-    assert (done.returncode, done.stderr) == (1, f"Error: {refusal.value.message}\nHint: {refusal.value.hint}\n")
+    assert (done.returncode, done.stderr) == (refusal.value.exit_code, f"Error: {refusal.value.message}\nHint: {refusal.value.hint}\n")
 
 
 def test_a_library_that_onnxruntime_does_not_take_is_told_by_its_path(spoilt):

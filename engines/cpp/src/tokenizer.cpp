@@ -70,7 +70,10 @@ class Finder {
 
 std::string read(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / "tokenizer.json";
-  if (!std::filesystem::is_regular_file(path)) throw Error(folder.string() + " has no tokenizer.json.", "Give --token-ids, or export from a folder that has one.");
+  if (!std::filesystem::is_regular_file(path))
+    throw Error(folder.string() + " has no tokenizer.json.",
+                "Give token ids (--token-ids, or token_ids in a .jsonl of prompts); or put a tokenizer.json beside the checkpoint's config.json and export again (of a "
+                "tiktoken.model, such as Kimi's, transformers' TikTokenConverter makes one).");
   std::ifstream file(path, std::ios::binary);
   std::string text{std::istreambuf_iterator<char>(file), {}};
   if (!file) throw Error("cannot read " + path.string() + ".");
