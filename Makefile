@@ -35,13 +35,14 @@ BIN      := .venv/bin
 # TensorRT-RTX asks for this name once it meets a plugin; its wheel lacks it (docs/kernels.md).
 RTX_NAME  = ln -sf libtensorrt_rtx.so.1 $$($(BIN)/python -c 'import tensorrt_rtx_libs; print(tensorrt_rtx_libs.__path__[0])')/libtensorrt_rtx.so
 HEADERS   = -DMOETRT_INCLUDE=$(CURDIR)/build/cpp-headers/include -DTENSORRT_ROOT=$(or $(abspath $(TENSORRT_ROOT)),$$([ -f build/tensorrt-headers/.ready ] && echo $(CURDIR)/build/tensorrt-headers))
+# A line of text by the engines of a backend.
 LINE      = $(BIN)/moetrt run $(ENGINES)/$(1) --prompt "$(PROMPT)" --max-tokens 48
 # Of TensorRT's backends those that run here.
 RUNNING   = $(BIN)/python -c 'from engines.doctor import diagnose; print(*(name for name, able in diagnose().backends.items() if able.runs and name.startswith("tensorrt")))'
 READY    := .venv/.ready
-# Every backend that installs here, and TensorRT where a GPU is, which it needs to build; asked only when a recipe needs it.
-BACKENDS ?= ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx) $(shell $(BIN)/python -c 'import tensorrt; from engines.probe import find_nvidia; raise SystemExit(not find_nvidia().gpus)' 2>/dev/null && echo tensorrt)
-# What ONNX Runtime's CPU kernels have no type for is left to TensorRT; text is shown by what runs on this machine.
+# Every backend that installs here, and TensorRT where a GPU is, which it needs to build; asked once, when a recipe needs it.
+BACKENDS ?= $(eval BACKENDS := ort $(shell $(BIN)/python -c 'import tensorrt_rtx_bindings' 2>/dev/null && echo tensorrt-rtx) $(shell $(BIN)/python -c 'import tensorrt; from engines.probe import find_nvidia; raise SystemExit(not find_nvidia().gpus)' 2>/dev/null && echo tensorrt))$(BACKENDS)
+# What ONNX Runtime's CPU kernels have no type for is left to TensorRT.
 TAKING    = $(if $(filter bf16,$(FLOAT)),$(filter-out ort,$(BACKENDS)),$(BACKENDS))
 
 .PHONY: setup ops graphs calibration quantized engine engines compare compare-run cpp cpp-sanitized cpp-lint cpp-fuzz cpp-tensorrt test bench gpu lint help
@@ -133,7 +134,7 @@ bench: setup ops ## Time and memory of export, speed beside transformers and lla
 	$(BIN)/python benchmarks/speed.py $(SPEED)
 
 gpu: setup ## What only a GPU can show: tests marked gpu, the kernels under compute-sanitizer, benchmarks of kernels and of ONNX Runtime on CUDA
-	@$(BIN)/python -c 'from engines.probe import find_nvidia; print(*find_nvidia().gpus or ("Error: no CUDA device here; make gpu is for a machine that has one.",), sep="\n"); raise SystemExit(not find_nvidia().gpus)'
+	@$(BIN)/python -c 'from engines.probe import find_nvidia; gpus = find_nvidia().gpus; print(*gpus or ("Error: no CUDA device here; make gpu is for a machine that has one.",), sep="\n"); raise SystemExit(not gpus)'
 	$(MAKE) --no-print-directory cpp
 	$(BIN)/python -m pytest -m gpu -rs
 	@if command -v compute-sanitizer > /dev/null; then for tool in memcheck racecheck synccheck; do \

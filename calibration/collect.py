@@ -181,7 +181,6 @@ class Collection:
             advance(part.name)
 
     def _segment(self, number: int, index: int, part: Part, given: Sequence[Batch]) -> None:
-
         record = part.ranks[0]
         graph = load_graph(self.graphs / records.rank_folder(record.rank) / record.segments.graphs[part.name]).graph
         taps = find_taps(graph)

@@ -259,7 +259,6 @@ def _entries(
 def _write_graph(insertion: Insertion, source: Path, target: Path) -> FileStamp:
     import hashlib
 
-
     data = insertion.rewrite(load_graph(source)).SerializeToString(deterministic=True)
     files.write_bytes(target, data)
     return FileStamp(len(data), hashlib.sha256(data).hexdigest())

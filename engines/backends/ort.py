@@ -76,7 +76,6 @@ def tools(backend: str) -> dict[str, str]:
 
 def build(able: Capabilities, request: RankBuild) -> RankEngines:
     """Lower each graph of the rank's assembly, and open it once to see that ONNX Runtime takes it."""
-
     needed = record_of(request.plugins, OPS_LIBRARY) if request.plugins else None
     given, able = able, with_ops(able) if needed else able
     assembly, refusals = _assembly(request.record)

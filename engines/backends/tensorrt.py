@@ -158,7 +158,6 @@ def _build_graph(
     able: Capabilities, request: RankBuild, source: Path, chosen: tuple[Profile, ...]
 ) -> tuple[bytes, Parsed, tuple[Emitted, ...], tuple[Lowering, ...]]:
     """:returns: the plan, the network and the layers that it is made of, and what became of custom ops."""
-
     backend, derived = able.backend, {}
     trt, log = library(backend), log_of(backend)
     portable = load_graph(source)

@@ -97,7 +97,6 @@ def cache_bytes(assembly: Assembly, batch: int, context: int) -> int:
 
 
 def _graphs(folder: Path, assembly: Assembly) -> "Iterator[onnx.GraphProto]":
-
     for file in dict.fromkeys(assembly.graphs.values()):
         yield load_graph(folder / file).graph
 

@@ -122,7 +122,6 @@ def _read_plans(record: EngineRank, folder: Path, graphs: dict[str, str]) -> Ran
 
 
 def _read_graph(path: Path, quantised: set[str]) -> tuple[dict[str, Weight], list[Product]]:
-
     model = load_graph(path)
     headers: dict[str, dict[str, TensorInfo]] = {}
     weights = {}

@@ -102,12 +102,13 @@ def write_lengths(report: Path | None, result: Any, tell: Callable[[str], None])
 
 
 def write_result(report: Path | None, result: Any) -> None:
-    """What ``--json`` prints, beside a page: ``compare.json`` of ``report.html``, and of another page by its name."""
+    """What ``--json`` prints, beside a page."""
     if report is not None:
         files.write_record(result_beside(report), finite(files.to_json(result)))
 
 
 def result_beside(report: Path | None) -> Path | None:
+    """``compare.json`` for ``report.html``; for another page its own name."""
     return report and report.with_name("compare.json" if report.stem == "report" else f"{report.stem}.json")
 
 

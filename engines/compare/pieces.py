@@ -53,7 +53,6 @@ class RankPieces:
         return self.read(next(iter(self.assembly.graphs.values())))
 
     def read(self, file: str) -> "onnx.ModelProto":
-
         return load_graph(self.folder / file)
 
     def piece(self, name: str) -> Piece:

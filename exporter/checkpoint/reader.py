@@ -120,8 +120,9 @@ class Checkpoint:
 
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         self.folder, self.config = folder, config
-        self.headers = _read_headers(folder)
-        self.indexed = set(_read_index(folder / INDEX).values())
+        index = _read_index(folder / INDEX)
+        self.headers = _read_headers(folder, index)
+        self.indexed = set(index.values())
         """Names of files; none where there is no index."""
 
     @property
@@ -159,20 +160,19 @@ class Checkpoint:
         :returns: tensors that no plan uses, each with its reason.
         :raises CheckpointError: tensors are missing, misshapen, of a dtype that is not expected, or unknown.
         """
-        found = self._findings(config, keys, unused)
+        wanted = dict(_wanted(config, keys))
+        found = self._findings(wanted, config, unused)
         if found:
             hints = dict.fromkeys(hint for _, hint in found)
             raise CheckpointError("\n  ".join(f"{self.folder} {message}" for message, _ in found), hint=" ".join(hints))
-        wanted = dict(_wanted(config, keys))
         return {name: reason for name in self.headers if name not in wanted and (reason := self._reason(name, config, unused))}
 
     def problems(self, keys: tuple[Key, ...], unused: tuple[Unused, ...]) -> tuple[Problem, ...]:
         """What :meth:`coverage` would refuse; empty when nothing."""
-        found = self._findings(self.config, keys, unused)
+        found = self._findings(dict(_wanted(self.config, keys)), self.config, unused)
         return tuple(Problem("checkpoint", f"{self.folder} {message}", hint) for message, hint in found)
 
-    def _findings(self, config: ModelConfig, keys: tuple[Key, ...], unused: tuple[Unused, ...]) -> list[tuple[str, str]]:
-        wanted = dict(_wanted(config, keys))
+    def _findings(self, wanted: "dict[str, Want]", config: ModelConfig, unused: tuple[Unused, ...]) -> list[tuple[str, str]]:
         unknown = [name for name in self.headers if name not in wanted and self._reason(name, config, unused) is None]
         wrong = [text for name, want in wanted.items() if name in self.headers and (text := want.complaint(name, self.headers[name]))]
         groups = (
@@ -219,9 +219,8 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" … {len(names)} in all" if len(names) > 3 else "")
 
 
-def _read_headers(folder: Path) -> dict[str, TensorInfo]:
+def _read_headers(folder: Path, index: dict[str, str]) -> dict[str, TensorInfo]:
     paths = sorted(folder.glob("*.safetensors"))
-    index = _read_index(folder / INDEX)
     missing = sorted(set(index.values()) - {path.name for path in paths})
     if missing:
         raise CheckpointError(f"{folder} lacks {_some(missing)}: {INDEX} names them.", hint="Download them; no tensor is made up.")

@@ -259,16 +259,6 @@ void check_files(const Manifest& record) {
   }
 }
 
-}  // namespace
-
-std::vector<std::string> Assembly::sent() const {
-  for (const Step& step : steps)
-    if (const auto* send = std::get_if<Send>(&step)) return send->values;
-  return {};
-}
-
-namespace {
-
 // Text as JSON. Throws Error: it is none.
 Json json_of(const std::string& text, const std::string& where) {
   try {
@@ -298,6 +288,12 @@ void require_set_version(const fs::path& path) {
 }
 
 }  // namespace
+
+std::vector<std::string> Assembly::sent() const {
+  for (const Step& step : steps)
+    if (const auto* send = std::get_if<Send>(&step)) return send->values;
+  return {};
+}
 
 Manifest parse_manifest(const std::string& text, const std::string& where) {
   const Json data = json_of(text, where);
